@@ -1,0 +1,1 @@
+"""Scripts that measure speed: ``python -m benchmarks.NAME [--json FILE]``."""

@@ -1,0 +1,80 @@
+"""Typed batches: what every data module gives and every system takes."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class FaceBatch:
+    """Face images with their labels.
+
+    Attributes:
+        key: sample keys, length B.
+        image: (B, 3, H, W) float32 in [-1, 1].
+        attributes: (B, A) float32, 0 or 1, in the order of the manifest's ``attributes``.
+        identity: (B,) int64, the identity's number, unique over all splits.
+        age: (B,) float32, years.
+        mask: (B, H, W) uint8, index into the manifest's ``mask_classes``.
+        landmarks: (B, 68, 2) float32, x and y in pixels.
+        captions: B lists of English captions.
+    """
+
+    key: list[str]
+    image: Tensor
+    attributes: Tensor
+    identity: Tensor
+    age: Tensor
+    mask: Tensor
+    landmarks: Tensor
+    captions: list[list[str]]
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+
+@dataclass
+class SpeechBatch:
+    """Talking-head clips, padded at the end to the longest of the batch.
+
+    Attributes:
+        key: sample keys, length B.
+        audio: (B, S) float32 mono waveform at 16 kHz in [-1, 1], zero where padded.
+        audio_lengths: (B,) int64, samples.
+        vertices: (B, T, V, 3) float32, metres, without head motion; the template where padded.
+        lengths: (B,) int64, frames.
+        template: (B, V, 3) float32, the subject's neutral mesh in metres.
+        subject: subject names, length B.
+        subject_index: (B,) int64, index into the training subjects, -1 for a subject not among them.
+        emotion: (B,) int64, index into the manifest's ``emotions``.
+        intensity: (B,) int64, 0, 1 or 2.
+        weights: (B, T, C) float32 rig controls in [0, 1] (C = 0 where the data has none).
+        transcript: B sentences.
+        words: B lists of (word, start, end) in seconds.
+        phonemes: B lists of (phoneme, start, end) in seconds.
+    """
+
+    key: list[str]
+    audio: Tensor
+    audio_lengths: Tensor
+    vertices: Tensor
+    lengths: Tensor
+    template: Tensor
+    subject: list[str]
+    subject_index: Tensor
+    emotion: Tensor
+    intensity: Tensor
+    weights: Tensor
+    transcript: list[str]
+    words: list[list[tuple[str, float, float]]]
+    phonemes: list[list[tuple[str, float, float]]]
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    @property
+    def frame_mask(self) -> Tensor:
+        """(B, T) bool, True where a frame is real."""
+        import torch
+
+        return torch.arange(self.vertices.shape[1], device=self.lengths.device) < self.lengths[:, None]

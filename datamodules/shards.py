@@ -1,0 +1,267 @@
+"""Shards on disk: WebDataset tars with deterministic bytes, and the manifest that describes them.
+
+A data set is a folder::
+
+    manifest.json            schema, kind, name, counts, checksums, keys and lengths of every sample
+    train-000000.tar ...     WebDataset tars: members of one sample share a key and lie side by side
+    <extra files>            named in the manifest (templates, topology ...)
+
+A build is a list of shard jobs that run in parallel. A killed build, run again with the same plan, keeps
+the shards that were finished; the manifest is written last, so a folder with a manifest is complete.
+"""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import webdataset as wds
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from datamodules.errors import UserError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+
+
+class Sample(NamedTuple):
+    """One sample to be written: its key, its length (frames; 1 for an image) and its encoded members."""
+
+    key: str
+    length: int
+    members: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar: file name, size in bytes, SHA-256, and key and length of each sample in stored order."""
+
+    file: str
+    split: str
+    bytes: int
+    sha256: str
+    keys: list[str]
+    lengths: list[int]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of shards holds.
+
+    Attributes:
+        root: the folder.
+        kind: ``faces`` or ``talking-heads``.
+        name: the data set's name as printed on a leaderboard, for instance "demo corpus".
+        fields: everything particular to the kind (attributes, subjects, fps, unit, topology ...).
+        shards: all shards of all splits.
+        files: SHA-256 of every extra file.
+    """
+
+    root: Path
+    kind: str
+    name: str
+    fields: dict[str, Any]
+    shards: list[Shard]
+    files: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, root: str | Path, kind: str | None = None) -> "Manifest":
+        """Reads ``root/manifest.json``.
+
+        Raises:
+            UserError: no such folder, no manifest, another schema or another kind of data.
+        """
+        path = Path(root) / MANIFEST
+        if not path.parent.is_dir():
+            raise UserError(
+                f"{path.parent}: no such data folder; build one with 'facebench data demo --out DIR' "
+                "or point data.root at a folder of shards"
+            )
+        if not path.is_file():
+            raise UserError(f"{path.parent}: no {MANIFEST}; not a folder of finished shards (run the build again)")
+        try:
+            raw = json.loads(path.read_text())
+            if raw["schema"] != SCHEMA:
+                raise UserError(f"{path}: schema {raw['schema']}, expected {SCHEMA}; build the shards again")
+            shards = [Shard(**shard) for shard in raw["shards"]]
+            manifest = cls(path.parent, raw["kind"], raw["name"], raw["fields"], shards, raw["files"])
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise UserError(f"{path}: not a readable manifest ({error!r}); build the shards again") from error
+        if kind is not None and manifest.kind != kind:
+            raise UserError(f"{path}: holds '{manifest.kind}', expected '{kind}'; point data.root at another folder")
+        return manifest
+
+    @property
+    def sha256(self) -> str:
+        """A hash of all contents, the same on every machine that holds the same data."""
+        listed = sorted([shard.sha256 for shard in self.shards] + list(self.files.values()))
+        return hashlib.sha256("\n".join(listed).encode()).hexdigest()
+
+    def split(self, split: str) -> list[Shard]:
+        """The shards of one split, in order.
+
+        Raises:
+            UserError: no such split, an empty one, a missing shard, or a shard of another size (truncated).
+        """
+        shards = [shard for shard in self.shards if shard.split == split]
+        if not any(shard.keys for shard in shards):
+            known = sorted({shard.split for shard in self.shards})
+            raise UserError(f"{self.root}: no samples in split '{split}'; splits with samples: {', '.join(known)}")
+        for shard in shards:
+            path = self.root / shard.file
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard.bytes:
+                found = "missing" if size is None else f"{size} bytes, expected {shard.bytes}"
+                raise UserError(f"{path}: {found}; copy the file again or build the shards again")
+        return shards
+
+
+def write_shard(path: Path, split: str, samples: Iterable[Sample]) -> Shard:
+    """Writes one tar atomically; equal samples give equal bytes."""
+    partial = path.with_name(path.name + ".tmp")
+    keys, lengths = [], []
+    with wds.TarWriter(str(partial), mtime=0, user="facebench", group="facebench", encoder=False) as tar:
+        for sample in samples:
+            tar.write({"__key__": sample.key, **sample.members})
+            keys.append(sample.key)
+            lengths.append(sample.length)
+    shard = Shard(path.name, split, partial.stat().st_size, file_sha256(partial), keys, lengths)
+    partial.replace(path)
+    return shard
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard to be built: file name, split, and a picklable function that makes its samples."""
+
+    file: str
+    split: str
+    make: Callable[[], Iterable[Sample]]
+
+
+def build_shards(
+    root: Path,
+    jobs: list[ShardJob],
+    *,
+    kind: str,
+    name: str,
+    fields: dict[str, Any],
+    files: dict[str, bytes] | None = None,
+    plan: dict[str, Any],
+    processes: int | None = None,
+) -> Manifest:
+    """Builds all shards in parallel processes, then writes the manifest.
+
+    Args:
+        root: folder to write; a finished one of the same plan is left as it is.
+        jobs: the shards; each is built whole by one process.
+        kind, name, fields: see :class:`Manifest`.
+        files: extra files to write beside the shards.
+        plan: everything that decides the contents (sizes, seed, version); a folder that was built from
+            another plan is refused.
+        processes: parallel processes, by default one per core.
+
+    Raises:
+        UserError: the folder holds data of another plan.
+    """
+    fingerprint = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    state = root / ".build"
+    if (root / MANIFEST).is_file():
+        manifest = Manifest.read(root)
+        if manifest.fields.get("plan") == fingerprint:
+            return manifest
+        raise UserError(f"{root}: holds data of other settings; give another --out or delete the folder")
+    if state.is_dir() and (state / "plan").is_file() and (state / "plan").read_text() != fingerprint:
+        shutil.rmtree(state)
+    state.mkdir(parents=True, exist_ok=True)
+    write_atomic(state / "plan", fingerprint.encode())
+
+    done = {path.stem: Shard(**json.loads(path.read_text())) for path in state.glob("*.json")}
+    todo = [job for job in jobs if job.file not in done]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with _reproducible_arithmetic(), Progress(*columns) as progress:
+        bar = progress.add_task(f"{name}: {kind}", total=len(jobs), completed=len(done))
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=context) as pool:
+            for future in as_completed([pool.submit(_run_job, root, job) for job in todo]):
+                shard = future.result()
+                done[shard.file] = shard
+                progress.advance(bar)
+
+    checksums = {}
+    for filename, contents in (files or {}).items():
+        write_atomic(root / filename, contents)
+        checksums[filename] = hashlib.sha256(contents).hexdigest()
+    raw = {
+        "schema": SCHEMA,
+        "kind": kind,
+        "name": name,
+        "fields": {**fields, "plan": fingerprint},
+        "files": checksums,
+        "shards": [asdict(done[job.file]) for job in jobs],
+    }
+    write_atomic(root / MANIFEST, json.dumps(raw, indent=1).encode())
+    shutil.rmtree(state)
+    return Manifest.read(root)
+
+
+def _run_job(root: Path, job: ShardJob) -> Shard:
+    shard = write_shard(root / job.file, job.split, job.make())
+    write_atomic(root / ".build" / f"{job.file}.json", json.dumps(asdict(shard)).encode())
+    return shard
+
+
+@contextmanager
+def _reproducible_arithmetic() -> Iterator[None]:
+    """Child processes use the same arithmetic kernels on every x86-64 machine, so that bytes do not differ.
+
+    NumPy and OpenBLAS choose kernels by the processor they find, and those differ in the last bit.
+    """
+    settings = {
+        "OPENBLAS_CORETYPE": "Haswell",
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR",
+        "PYTHONWARNINGS": "ignore::ImportWarning",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+def write_atomic(path: Path, contents: bytes) -> None:
+    """Writes a file under a temporary name, then renames it: a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_bytes(contents)
+    partial.replace(path)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def npy_bytes(array: Any) -> bytes:
+    """An array as the bytes of a ``.npy`` file."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

@@ -1,0 +1,49 @@
+"""Floors and ceilings of a task: the rows that say what a score is worth."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from datamodules.speech import SpeechDataModule
+from metrics.protocols import Protocol
+from metrics.scoring import Clip, Scores, mean_motion, mean_offset, neutral_motion, score_speech
+from sweeps.score import score_reconstruction, truths
+
+
+def bounds(task: str, root: str, protocol: Protocol, config: str) -> Iterator[tuple[dict[str, Any], Scores, Protocol]]:
+    """Scores what needs no training.
+
+    Args:
+        task: speech-to-mesh or face-editing.
+        root: data folder.
+        protocol: of that task.
+        config: config of a system of the task: names the latent space for face editing.
+
+    Yields:
+        the row's name, title and role, its scores, and the bound protocol.
+    """
+    if task == "face-editing":
+        model = yaml.safe_load(Path(config).read_text())["model"]["init_args"]
+        scores, bound = score_reconstruction(model["generator"], model["inverter"], root, protocol)
+        yield {"system": "inversion", "title": "Inversion, no edit", "role": "ceiling"}, scores, bound
+        return
+
+    data = SpeechDataModule(root, batch_size=1)
+    split = protocol.spec["split"]
+    bound = protocol.bind_regions(data.regions)
+    mean = mean_offset((vertices, template) for _, vertices, template in truths(data, "train"))
+
+    def score(predict: Any) -> Scores:
+        clips: Iterator[Clip] = (
+            (key, predict(truth, template), truth, template) for key, truth, template in truths(data, split)
+        )
+        return score_speech(clips, protocol, data.regions)
+
+    neutral = {"system": "neutral", "title": "Neutral face", "role": "floor"}
+    yield neutral, score(neutral_motion), bound
+    moving = {"system": "mean-motion", "title": "Mean motion", "role": "floor"}
+    yield moving, score(lambda truth, template: mean_motion(truth, template, mean)), bound
+    truth_row = {"system": "ground-truth", "title": "Ground truth", "role": "ceiling"}
+    yield truth_row, score(lambda truth, template: truth), bound

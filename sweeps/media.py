@@ -1,0 +1,168 @@
+"""Pictures and videos of predictions: what a person looks at beside the numbers."""
+
+import io
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+import soundfile
+from PIL import Image, ImageDraw, ImageFont
+
+from datamodules.audio import SAMPLE_RATE
+from datamodules.demo.talking import appearance
+from datamodules.faces import FaceDataModule
+from datamodules.render import Camera, Light, render
+from datamodules.shards import write_atomic
+from datamodules.speech import SpeechDataModule
+from trainers.predictions import read_description, read_images, read_vertices
+
+Draw = Callable[[np.ndarray], np.ndarray]  # vertices (V, 3) -> image (size, size, 3) uint8
+
+GREY = (0.72, 0.72, 0.74)
+BACKGROUND = np.array([0.93, 0.94, 0.96])
+LABEL_HEIGHT = 24
+
+
+def write_media(task: str, predictions: Path, root: str, folder: Path) -> dict[str, list[dict[str, str]]]:
+    """Makes what the report shows of one run.
+
+    Args:
+        task: of the predictions.
+        predictions: folder of predictions.
+        root: the data that was predicted.
+        folder: where to write.
+
+    Returns:
+        ``videos`` or ``strips`` as in ``Result.media``; files relative to the suite's folder, two above ``folder``.
+    """
+    title = read_description(predictions)["title"]
+    suite = folder.parents[1]
+    if task == "speech-to-mesh":
+        path = folder / "talking.mp4"
+        key, sentence = write_comparison(path, predictions, SpeechDataModule(root, batch_size=1), title)
+        return {"videos": [{"key": key, "file": str(path.relative_to(suite)), "caption": sentence}]}
+    path = folder / "edits.png"
+    write_atomic(path, edit_grid(predictions, FaceDataModule(root, batch_size=8)))
+    caption = f"{title}: photo, inversion, then each attribute edited to the opposite at rising strength"
+    return {"strips": [{"key": "first", "file": str(path.relative_to(suite)), "caption": caption}]}
+
+
+def write_comparison(path: Path, predictions: Path, data: SpeechDataModule, title: str) -> tuple[str, str]:
+    """A video of the split's first clip, the truth beside the prediction, with sound. Gives its key and sentence."""
+    batch = next(iter(data.loader(read_description(predictions)["split"])))
+    key, length = batch.key[0], int(batch.lengths[0])
+    tracks = [("ground truth", batch.vertices[0, :length].numpy()), (title, read_vertices(predictions, key))]
+    audio = batch.audio[0, : batch.audio_lengths[0]].numpy()
+    write_video(path, tracks, drawer(data, batch.subject[0], 224), audio, data.fps)
+    return key, batch.transcript[0]
+
+
+def drawer(data: SpeechDataModule, subject: str, size: int) -> Draw:
+    """How to draw a subject: in colour where the data says what it looks like, else as a grey mesh."""
+    template = data.templates[subject].numpy()
+    centre, extent = (template.max(0) + template.min(0)) / 2, np.ptp(template, axis=0)
+    camera = Camera(centre=tuple(centre), distance=1.2, frame=float(1.1 * extent[:2].max()))
+    light = Light()
+    if subject in data.manifest.fields.get("identities", {}):
+        person = appearance(data.manifest, subject)
+
+        def draw(vertices: np.ndarray) -> np.ndarray:
+            mesh = person.dress(vertices)
+            return render(
+                mesh.vertices,
+                mesh.triangles,
+                mesh.colours,
+                size,
+                camera,
+                supersample=2,
+                background=BACKGROUND,
+                light=light,
+            )
+
+        return draw
+    return mesh_drawer(data.topology["triangles"], camera, size)
+
+
+def mesh_drawer(triangles: np.ndarray, camera: Camera, size: int) -> Draw:
+    """Draws any mesh in grey."""
+
+    def draw(vertices: np.ndarray) -> np.ndarray:
+        colours = np.tile(GREY, (len(vertices), 1))
+        return render(vertices, triangles, colours, size, camera, supersample=2, background=BACKGROUND, light=Light())
+
+    return draw
+
+
+def write_video(
+    path: Path, tracks: Sequence[tuple[str, np.ndarray]], draw: Draw, audio: np.ndarray, fps: float
+) -> None:
+    """Writes an mp4 with sound, its tracks side by side.
+
+    Args:
+        path: of the mp4.
+        tracks: label and vertices (T, V, 3) of each; the shortest decides the length.
+        draw: vertices of one frame -> square image.
+        audio: (S,) float32 at 16 kHz.
+        fps: frames per second.
+    """
+    frames = min(len(vertices) for _, vertices in tracks)
+    size = len(draw(tracks[0][1][0]))
+    labels = np.concatenate([_label(text, size) for text, _ in tracks], axis=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.tmp.mp4")  # ffmpeg chooses the format by the suffix
+    with tempfile.TemporaryDirectory() as temporary:
+        sound = Path(temporary) / "sound.wav"
+        soundfile.write(sound, audio, SAMPLE_RATE)
+        writer = imageio_ffmpeg.write_frames(
+            str(partial),
+            (labels.shape[1], size + LABEL_HEIGHT),
+            fps=fps,
+            audio_path=str(sound),
+            codec="libx264",
+            audio_codec="aac",
+            quality=7,
+            macro_block_size=2,
+            output_params=["-movflags", "+faststart", "-pix_fmt", "yuv420p"],
+        )
+        writer.send(None)
+        for t in range(frames):
+            row = np.concatenate([draw(vertices[t]) for _, vertices in tracks], axis=1)
+            writer.send(np.ascontiguousarray(np.concatenate([labels, row])))
+        writer.close()
+    partial.replace(path)
+
+
+def edit_grid(predictions: Path, data: FaceDataModule) -> bytes:
+    """A PNG: some people by row; photo, inversion and each attribute's edits at rising strength by column."""
+    description = read_description(predictions)
+    batch: dict[str, Any] = next(read_images(predictions))
+    photos = next(iter(data.loader(description["split"])))
+    rows = []
+    strengths = np.linspace(0, len(description["strengths"]) - 1, 4).round().astype(int)[1:]
+    for i in range(0, 8, 2):
+        photo = ((photos.image[i].permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
+        edits = [batch[attribute][s, i] for attribute in description["attributes"] for s in strengths]
+        rows.append(np.concatenate([photo, batch["inversion"][i], *edits], axis=1))
+    width = photos.image.shape[-1]
+    names = ["photo", "inversion", *(name if k == 1 else "" for name in description["attributes"] for k in range(3))]
+    header = np.concatenate([_label(name, 2 * width) for name in names], axis=1)
+    grid = np.concatenate(rows).repeat(2, axis=0).repeat(2, axis=1)
+    return png_bytes(np.concatenate([header, grid]))
+
+
+def png_bytes(image: np.ndarray) -> bytes:
+    """An image (H, W, 3) uint8 as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png", optimize=True)
+    return buffer.getvalue()
+
+
+def _label(text: str, width: int) -> np.ndarray:
+    """(LABEL_HEIGHT, width, 3) uint8: centred dark text on white."""
+    image = Image.new("RGB", (width, LABEL_HEIGHT), "white")
+    draw = ImageDraw.Draw(image)
+    draw.text((width / 2, LABEL_HEIGHT / 2), text, fill=(40, 40, 45), font=ImageFont.load_default(14), anchor="mm")
+    return np.asarray(image)

@@ -1,0 +1,157 @@
+"""From a folder of predictions and a data set to scores under a protocol."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from datamodules.errors import UserError
+from datamodules.faces import FaceDataModule
+from datamodules.speech import SpeechDataModule
+from metrics.protocols import Protocol
+from metrics.scoring import Clip, JudgedImages, Scores, score_editing, score_inversion, score_speech
+from trainers import backbones
+from trainers.predictions import read_description, read_images, read_vertices
+
+BATCH = 64
+
+
+def score(predictions: Path, root: str, protocol: Protocol) -> tuple[Scores, Protocol]:
+    """Scores a folder of predictions.
+
+    Args:
+        predictions: as written by ``facebench predict``.
+        root: folder of the data that was predicted.
+        protocol: of the predictions' task.
+
+    Returns:
+        the scores, and the protocol bound to regions and judges.
+
+    Raises:
+        UserError: predictions of another task, data or split than the protocol and ``root`` say.
+    """
+    description = read_description(predictions, protocol.task)
+    path = predictions / "predictions.json"
+    if description["split"] != protocol.spec["split"]:
+        raise UserError(f"{path}: of split '{description['split']}', protocol scores '{protocol.spec['split']}'")
+    if protocol.task == "speech-to-mesh":
+        speech = SpeechDataModule(root, batch_size=1)
+        _same_data(path, description["data"], speech.manifest.sha256, root)
+        if description["unseen"] != protocol.spec["unseen_speaker"]:
+            raise UserError(
+                f"{path}: unseen speakers as '{description['unseen']}', "
+                f"protocol says '{protocol.spec['unseen_speaker']}'; predict again with model.unseen set to it"
+            )
+
+        def clips() -> Iterator[Clip]:
+            for key, truth, template in truths(speech, protocol.spec["split"]):
+                yield key, torch.from_numpy(read_vertices(predictions, key)), truth, template
+
+        return score_speech(clips(), protocol, speech.regions), protocol.bind_regions(speech.regions)
+
+    faces = FaceDataModule(root, batch_size=BATCH)
+    _same_data(path, description["data"], faces.manifest.sha256, root)
+    judges = Judges(protocol)
+    photos = judges.photos(faces)
+    if description["keys"] != list(photos.key):
+        raise UserError(f"{path}: {len(description['keys'])} images, protocol scores the first {len(photos.key)}")
+    parts: dict[tuple[str, float], list[JudgedImages]] = defaultdict(list)
+    for batch in read_images(predictions):
+        keys = batch.pop("keys").tolist()
+        parts["", 0.0].append(judges(keys, _images(batch.pop("inversion"))))
+        for attribute, images in batch.items():
+            for strength, edited in zip(description["strengths"], images, strict=True):
+                parts[attribute, strength].append(judges(keys, _images(edited)))
+    judged = {name: _joined(batches) for name, batches in parts.items()}
+    inversions = judged.pop(("", 0.0))
+    edits = ((attribute, strength, images) for (attribute, strength), images in judged.items())
+    return score_editing(photos, inversions, edits, judges.protocol, judges.attributes), judges.protocol
+
+
+def truths(data: SpeechDataModule, split: str) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Key, vertices (T, V, 3) and template (V, 3) of every clip of a split."""
+    for batch in data.loader(split):
+        for i, key in enumerate(batch.key):
+            yield key, batch.vertices[i, : batch.lengths[i]], batch.template[i]
+
+
+def score_reconstruction(generator: str, inverter: str, root: str, protocol: Protocol) -> tuple[Scores, Protocol]:
+    """Scores inversions without an edit: what an editor of this latent space starts from.
+
+    Args:
+        generator, inverter: backbone specifications.
+        root: data folder.
+        protocol: of the task face-editing.
+    """
+    judges = Judges(protocol)
+    synthesis, invert = backbones.load(generator, "generator").synthesis, backbones.load(inverter, "inverter")
+    faces = FaceDataModule(root, batch_size=BATCH)
+
+    def reconstruct(image: Tensor) -> Tensor:
+        return synthesis(invert(image), noise_mode="const").clamp(-1, 1)
+
+    photos, inversions = judges.photos(faces), judges.photos(faces, reconstruct)
+    return score_inversion(photos, inversions, judges.protocol, judges.attributes), judges.protocol
+
+
+class Judges:
+    """The networks that judge edited images, as the protocol names them.
+
+    Attributes:
+        protocol: bound to the judges' weights.
+        attributes: what the attribute judge knows.
+    """
+
+    def __init__(self, protocol: Protocol) -> None:
+        named = {role: judge["name"] for role, judge in protocol.spec["judges"].items()}
+        self.protocol = protocol.bind(
+            {f"judges.{role}.sha256": backbones.weight_hash(name) for role, name in named.items()}
+        )
+        self.classifier = backbones.load(named["attributes"], "attributes")
+        self.identity = backbones.load(named["identity"], "identity")
+        self.extractor = backbones.load(named["features"], "attributes")
+        self.attributes: list[str] = self.classifier.attributes  # type: ignore[assignment]
+
+    @torch.inference_mode()
+    def __call__(self, keys: list[str], images: Tensor) -> JudgedImages:
+        """Judges images (N, 3, H, W) in [-1, 1]."""
+        return JudgedImages(
+            key=keys,
+            probabilities=self.classifier(images).sigmoid(),
+            identity=self.identity(images),
+            features=self.extractor.features(images),  # type: ignore[operator]
+        )
+
+    @torch.inference_mode()
+    def photos(self, data: FaceDataModule, change: Callable[[Tensor], Tensor] | None = None) -> JudgedImages:
+        """Judges the first photos of the protocol's split, as many as it says, after an optional change."""
+        wanted, parts = self.protocol.spec["images"], []
+        for batch in data.loader(self.protocol.spec["split"]):
+            number = min(wanted, len(batch.key))
+            image = batch.image[:number]
+            parts.append(self(batch.key[:number], image if change is None else change(image)))
+            wanted -= number
+            if not wanted:
+                return _joined(parts)
+        raise UserError(f"{data.root}: {wanted} images fewer than protocol '{self.protocol.name}' scores")
+
+
+def _images(pixels: object) -> Tensor:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 in [-1, 1]."""
+    return torch.as_tensor(pixels).movedim(-1, 1).float() / 127.5 - 1
+
+
+def _joined(parts: list[JudgedImages]) -> JudgedImages:
+    return JudgedImages(
+        key=[key for part in parts for key in part.key],
+        probabilities=torch.cat([part.probabilities for part in parts]),
+        identity=torch.cat([part.identity for part in parts]),
+        features=torch.cat([part.features for part in parts]),
+    )
+
+
+def _same_data(path: Path, predicted: str, given: str, root: str) -> None:
+    if predicted != given:
+        raise UserError(f"{path}: predicted from other data than {root}; give the data that was predicted")

@@ -1,0 +1,86 @@
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from datamodules.errors import UserError
+from datamodules.shards import Manifest, Sample, ShardJob, build_shards, write_shard
+
+
+def make(number: int) -> list[Sample]:
+    return [Sample(f"{number}-{i}", i + 1, {"txt": f"{number} {i}".encode()}) for i in range(3)]
+
+
+def refuse(number: int) -> list[Sample]:
+    raise RuntimeError("killed")
+
+
+def build(root: Path, plan=None, make_last=make, processes=2) -> Manifest:
+    jobs = [ShardJob(f"train-{i:06d}.tar", "train", partial(make, i)) for i in range(2)]
+    jobs.append(ShardJob("test-000000.tar", "test", partial(make_last, 9)))
+    return build_shards(
+        root,
+        jobs,
+        kind="words",
+        name="test",
+        fields={"a": 1},
+        files={"extra": b"x"},
+        plan=plan or {},
+        processes=processes,
+    )
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(root.iterdir())}
+
+
+def test_the_same_plan_gives_the_same_bytes_on_any_number_of_processes(tmp_path):
+    build(tmp_path / "one", processes=1)
+    build(tmp_path / "two", processes=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_a_killed_build_goes_on_and_ends_alike(tmp_path):
+    with pytest.raises(RuntimeError, match="killed"):
+        build(tmp_path / "killed", make_last=refuse, processes=1)
+    first = tmp_path / "killed" / "train-000000.tar"
+    written = first.stat().st_mtime_ns
+    with pytest.raises(UserError, match=r"no manifest\.json"):
+        Manifest.read(tmp_path / "killed")
+    build(tmp_path / "killed")
+    build(tmp_path / "whole")
+    assert first.stat().st_mtime_ns == written, "a finished shard is kept"
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_finished_folder_is_left_alone_and_another_plan_refused(tmp_path):
+    manifest = build(tmp_path / "a")
+    assert build(tmp_path / "a", make_last=refuse) == manifest
+    with pytest.raises(UserError, match="other settings"):
+        build(tmp_path / "a", plan={"seed": 1})
+
+
+def test_the_manifest_counts_what_the_shards_hold(tmp_path):
+    manifest = build(tmp_path / "a")
+    train = manifest.split("train")
+    assert [key for shard in train for key in shard.keys] == ["0-0", "0-1", "0-2", "1-0", "1-1", "1-2"]
+    assert train[0].lengths == [1, 2, 3]
+    assert train[0].bytes == (tmp_path / "a" / "train-000000.tar").stat().st_size
+
+
+def test_the_hash_follows_the_contents_not_the_place(tmp_path):
+    assert build(tmp_path / "a").sha256 == build(tmp_path / "b").sha256
+    (tmp_path / "b" / "manifest.json").write_text(
+        (tmp_path / "b" / "manifest.json").read_text().replace('"a": 1', '"a": 2')
+    )
+    assert Manifest.read(tmp_path / "a").sha256 == Manifest.read(tmp_path / "b").sha256
+
+
+def test_shards_are_written_under_a_temporary_name(tmp_path):
+    def broken():
+        yield Sample("0", 1, {"txt": b"0"})
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        write_shard(tmp_path / "a.tar", "train", broken())
+    assert not (tmp_path / "a.tar").exists()

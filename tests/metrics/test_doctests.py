@@ -1,0 +1,12 @@
+import doctest
+import importlib
+
+import pytest
+
+
+@pytest.mark.parametrize("name", ["motion", "distribution", "editing", "statistics"])
+def test_examples_in_docstrings(name):
+    module = importlib.import_module(f"metrics.{name}")
+    result = doctest.testmod(module, extraglobs=vars(module))
+    assert result.attempted > 0
+    assert result.failed == 0

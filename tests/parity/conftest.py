@@ -1,0 +1,6 @@
+"""Makes ``goldens`` and the ``check_<system>`` modules of this folder importable by name."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

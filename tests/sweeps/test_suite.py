@@ -1,0 +1,105 @@
+import pytest
+import yaml
+
+from datamodules.errors import UserError
+from sweeps.results import read_results
+from sweeps.suite import Suite, run_suite
+
+PROTOCOL = {
+    "name": "test-speech",
+    "task": "speech-to-mesh",
+    "topology": "test",
+    "vertices": 12,
+    "coordinates": "m",
+    "unit": "mm",
+    "fps": 30,
+    "head_motion": "none",
+    "split": "test",
+    "length_mismatch": "cut both to the shorter",
+    "unseen_speaker": "fixed:0",
+    "regions": {"lips": {"sha256": None}},
+    "primary": "lve",
+    "metrics": {
+        "lve": {
+            "title": "LVE",
+            "description": "",
+            "measure": "lip_vertex_error",
+            "variant": "l2",
+            "over_vertices": "max",
+            "region": "lips",
+            "pooling": "frames",
+        }
+    },
+}
+
+
+@pytest.fixture
+def suite(voca_config, talking_root, tmp_path) -> Suite:
+    protocol = tmp_path / "protocol.yaml"
+    protocol.write_text(yaml.safe_dump(PROTOCOL))
+    path = tmp_path / "suite.yaml"
+    data = {"speech-to-mesh": {"root": str(talking_root), "protocol": str(protocol)}}
+    path.write_text(yaml.safe_dump({"name": "t", "seeds": [1], "data": data, "systems": [str(voca_config)]}))
+    return Suite.read(path)
+
+
+def test_a_suite_scores_systems_and_bounds_once(suite, tmp_path):
+    out = tmp_path / "out"
+    results = {result.system: result for result in read_results(run_suite(suite, out, jobs=1))}
+    assert set(results) == {"neutral", "mean-motion", "ground-truth", "voca"}
+    assert results["ground-truth"].metrics["lve"]["value"] == 0
+    # The mouth of the test clips opens by 10 mm times |sin|: the neutral face errs by the mean of that.
+    assert 4 < results["neutral"].metrics["lve"]["value"] < 8
+    assert results["voca"].costs["parameters"] > 0
+    assert (out / results["voca"].media["videos"][0]["file"]).stat().st_size > 1000
+
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.suffix != ".jsonl"}
+    before = (out / "results.jsonl").read_bytes()
+    run_suite(suite, out, jobs=1)
+    assert (out / "results.jsonl").read_bytes() == before
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}, "nothing is computed twice"
+
+
+def test_a_cell_is_named_by_what_decides_its_result(suite, voca_config):
+    first = suite.cells()
+    assert [cell.title for cell in first] == ["speech-to-mesh-bounds", "voca-seed1"]
+    changed = yaml.safe_load(voca_config.read_text())
+    changed["model"]["init_args"]["lr"] = 0.5
+    original = voca_config.read_text()
+    try:
+        voca_config.write_text(yaml.safe_dump(changed))
+        assert suite.cells()[1].name != first[1].name
+    finally:
+        voca_config.write_text(original)
+    assert suite.cells() == first
+
+
+def test_a_failing_cell_is_named_with_its_log(suite, voca_config, tmp_path):
+    broken = yaml.safe_load(voca_config.read_text())
+    broken["model"]["init_args"]["num_vertices"] = 99
+    config = tmp_path / "broken.yaml"
+    config.write_text(yaml.safe_dump(broken))
+    wrong = Suite(suite.name, suite.seeds, suite.data, [str(config)])
+    with pytest.raises(UserError, match=r"1 of 2 cells failed; .*broken-seed1.*log\.txt"):
+        run_suite(wrong, tmp_path / "out", jobs=1)
+    (log,) = (tmp_path / "out" / "cells").glob("broken-*/log.txt")
+    assert "holds meshes of 12 vertices" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"seeds": []}, "must not be empty"),
+        ({"colour": "red"}, "expected the fields name, seeds, data, systems"),
+    ],
+)
+def test_a_suite_file_of_another_form_is_refused(suite, tmp_path, change, says):
+    path = tmp_path / "suite.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **change}))
+    with pytest.raises(UserError, match=says):
+        Suite.read(path)
+
+
+def test_a_task_without_data_is_refused(suite):
+    with pytest.raises(UserError, match="no data for task 'speech-to-mesh'"):
+        Suite(suite.name, suite.seeds, {}, suite.systems).cells()

@@ -1,0 +1,132 @@
+"""The one place that resolves pretrained networks.
+
+A specification is ``demo:<name>`` (small weights that ship with facebench, trained by it on the demo corpus),
+``path:<file>`` (a safetensors file written by :func:`save`) or ``hub:<name>`` (transformers, lpips). What cannot
+be had is an error that says what to do; nothing is ever replaced by random weights.
+
+The kinds, and what each gives:
+
+=============  ==========================================================================================
+``generator``   :class:`trainers.nets.stylegan2.Generator`
+``inverter``    image (B, 3, H, W) in [-1, 1] -> W+ (B, L, D)
+``attributes``  image -> logits (B, A), names in ``.attributes``
+``identity``    image -> unit vectors (B, d)
+``perceptual``  two images -> distance (B,)
+``speech``      :class:`trainers.nets.speech_encoder.SpeechEncoder`
+=============  ==========================================================================================
+
+The encoder that guides a training and the one that judges its result are different networks, always:
+:func:`check_judge` holds that.
+"""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from datamodules.errors import UserError
+from datamodules.shards import file_sha256
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+# A file says its kind, never its class: a downloaded file cannot name code to be run.
+CLASSES = {
+    "generator": "trainers.nets.stylegan2:Generator",
+    "inverter": "trainers.nets.inverter:InversionEncoder",
+    "attributes": "trainers.nets.face_encoders:AttributeClassifier",
+    "identity": "trainers.nets.face_encoders:IdentityEncoder",
+    "perceptual": "trainers.nets.face_encoders:PerceptualDistance",
+    "speech": "trainers.nets.speech_encoder:SpeechEncoder",
+}
+
+
+def load(spec: str, kind: str) -> Any:
+    """Builds a pretrained network, frozen and in evaluation mode.
+
+    Raises:
+        UserError: a specification of another form, a missing file, or weights of another kind.
+    """
+    source, _, name = spec.partition(":")
+    if source == "hub":
+        network = _class(kind).from_hub(name)
+    elif source in ("demo", "path"):
+        network = _load_file(find(spec), kind)
+    else:
+        raise UserError(f"backbone '{spec}': expected demo:<name>, path:<file> or hub:<name>")
+    return network.eval().requires_grad_(False)
+
+
+def find(spec: str) -> Path:
+    """The file behind ``demo:<name>`` or ``path:<file>``.
+
+    Raises:
+        UserError: there is none.
+    """
+    source, _, name = spec.partition(":")
+    path = WEIGHTS / f"{name}.safetensors" if source == "demo" else Path(name)
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors")))
+        hint = f"demo weights here: {known}" if source == "demo" else "download it or train it with 'facebench fit'"
+        raise UserError(f"backbone '{spec}': no such weights; {hint}")
+    return path
+
+
+def weight_hash(spec: str) -> str:
+    """SHA-256 of the weights: part of every protocol that uses them. A hub name stands for itself."""
+    return spec if spec.startswith("hub:") else file_sha256(find(spec))
+
+
+def card(spec: str) -> dict[str, Any]:
+    """What the weights say of themselves: config, code commit, data and scores."""
+    return _read_metadata(find(spec))["card"]
+
+
+def check_judge(guide: str, judge: str) -> None:
+    """Raises:
+    UserError: judge and guide are the same weights.
+    """
+    if weight_hash(guide) == weight_hash(judge):
+        raise UserError(f"judge '{judge}' is the network that guided the training; judge with another one")
+
+
+def save(network: nn.Module, path: Path, kind: str, init: dict[str, Any], card: dict[str, Any]) -> None:
+    """Writes a network as safetensors with its kind, constructor arguments and card, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
+    described = json.dumps({"kind": kind, "init": init, "card": card}, sort_keys=True)
+    save_file(state, partial, metadata={"facebench": described})
+    partial.replace(path)
+
+
+def _load_file(path: Path, kind: str) -> nn.Module:
+    metadata = _read_metadata(path)
+    if metadata["kind"] != kind:
+        raise UserError(f"{path}: weights of kind '{metadata['kind']}', expected '{kind}'")
+    network = _class(kind)(**metadata["init"])
+    with safe_open(path, framework="pt") as file:
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{path}: weights do not fit their description; download or train them again") from error
+    return network
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads(file.metadata()["facebench"])
+    except (SafetensorError, TypeError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not weights written by facebench ({type(error).__name__})") from error
+
+
+def _class(kind: str) -> Any:
+    if kind not in CLASSES:
+        raise UserError(f"backbone kind '{kind}': expected one of {', '.join(CLASSES)}")
+    module, _, name = CLASSES[kind].partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,146 @@
+"""Predictions on disk: what ``predict`` writes and ``score`` reads, whoever made them.
+
+One folder for one system on one split::
+
+    predictions.json       task, system, seed, data and what the arrays hold; written last
+    <clip>.npy             speech-to-mesh: (T, V, 3) float32 vertices in metres
+    batch-00000.npz        face-editing: uint8 images; "keys" (B,), "inversion" (B, H, W, 3) and for each
+                           attribute (S, B, H, W, 3), one for each strength
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import BasePredictionWriter
+from torch import Tensor
+
+from datamodules.errors import UserError
+from datamodules.shards import write_atomic
+
+DESCRIPTION = "predictions.json"
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes the predictions of ``facebench predict`` batch by batch, and how fast they came.
+
+    Args:
+        folder: where to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(write_interval="batch")
+        self.folder = Path(folder)
+        self.seconds = 0.0
+        self.items = 0
+        self.keys: list[str] = []
+        self.started = 0.0
+
+    def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        """Starts the clock: it runs while the system works, not while files are written."""
+        self.started = time.perf_counter()
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any) -> None:
+        """Stops the clock, then writes."""
+        self.seconds += time.perf_counter() - self.started
+        super().on_predict_batch_end(trainer, pl_module, outputs, batch, *args)
+
+    def write_on_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """One file a clip, or one a batch of images."""
+        self.keys += batch.key
+        info: Any = pl_module.info
+        if info.task == "speech-to-mesh":
+            for key, vertices in prediction.items():
+                _write_array(self.folder / f"{key}.npy", vertices.float().cpu().numpy())
+                self.items += len(vertices)
+        else:
+            images = {name: _pixels(value) for name, value in prediction.items()}
+            self.items += sum(math.prod(array.shape[:-3]) for array in images.values())
+            _write_arrays(self.folder / f"batch-{batch_idx:05d}.npz", keys=np.array(batch.key), **images)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Describes the folder: from now on it is complete."""
+        info: Any = pl_module.info
+        description = {
+            "task": info.task,
+            "system": info.name,
+            "title": info.title,
+            "data": trainer.datamodule.manifest.sha256,  # type: ignore[attr-defined]
+            "split": trainer.datamodule.predict_split,  # type: ignore[attr-defined]
+            "keys": self.keys,
+            "unseen": getattr(pl_module, "unseen", None),
+            "strengths": getattr(pl_module, "strengths", None),
+            "attributes": getattr(pl_module, "attributes", None),
+            "throughput": self.items / self.seconds,
+        }
+        write_atomic(self.folder / DESCRIPTION, json.dumps(description, indent=1).encode())
+
+
+def read_description(folder: Path, task: str | None = None) -> dict[str, Any]:
+    """Reads ``predictions.json``.
+
+    Raises:
+        UserError: no predictions, unfinished ones, or those of another task.
+    """
+    path = Path(folder) / DESCRIPTION
+    if not path.is_file():
+        raise UserError(f"{path}: missing; not a folder of finished predictions (write them with 'facebench predict')")
+    description = json.loads(path.read_text())
+    if task is not None and description["task"] != task:
+        raise UserError(f"{path}: predictions of task '{description['task']}', expected '{task}'")
+    return description
+
+
+def read_vertices(folder: Path, key: str) -> np.ndarray:
+    """One clip's (T, V, 3) vertices.
+
+    Raises:
+        UserError: the clip is missing.
+    """
+    path = Path(folder) / f"{key}.npy"
+    if not path.is_file():
+        raise UserError(f"{path}: no prediction for clip '{key}'; predict the whole split")
+    return np.load(path, allow_pickle=False)
+
+
+def read_images(folder: Path) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of edited images, in order."""
+    for path in sorted(Path(folder).glob("batch-*.npz")):
+        with np.load(path, allow_pickle=False) as stored:
+            yield dict(stored)
+
+
+def _pixels(images: Tensor) -> np.ndarray:
+    """(..., 3, H, W) in [-1, 1] -> (..., H, W, 3) uint8."""
+    scaled = ((images.float() + 1) * 127.5).round().clamp(0, 255)
+    return scaled.byte().movedim(-3, -1).cpu().numpy()
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    with partial.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+    partial.replace(path)
+
+
+def _write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    with partial.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    partial.replace(path)

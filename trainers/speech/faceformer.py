@@ -1,0 +1,400 @@
+"""FaceFormer: speech-driven 3D facial animation with transformers (Fan et al., CVPR 2022, arXiv 2112.05329).
+
+The claim: with self-supervised speech features (wav2vec 2.0) and an autoregressive transformer decoder that attends
+to its own past with a periodic positional code and a bias toward the recent past, a few minutes of scans per speaker
+are enough for accurate, long-range-consistent animation.
+
+What stands here follows the official code (EvelynFan/FaceFormer, commit dfaea81), in both of its modes: VOCASET
+(``alignment="interpolate"``: one speech feature per frame) and BIWI (``alignment="pairs"``: two). Each frame is a
+token: the previous frame's offset from the template, projected, plus the speaker's style. Training is free-running
+through the whole clip, with the mean squared error on vertices as the only loss.
+
+Deliberate differences, none of which changes what an evaluated network gives:
+
+- Decoding keeps keys and values of the past instead of recomputing them, and leaves vertices out of the loop: the
+  feedback hidden -> offset -> hidden is two linear layers with nothing between, so their product, d x d, stands for
+  them, and all vertices are made once at the end. The gradient flows through the same product.
+- Dropout is drawn once per token; the official loop draws anew for the whole past at every step.
+- Positions and biases are made for the length at hand (official: at most 600 frames).
+- Batches of several clips; the loss is the mean over their real frames.
+- No SpecAugment on the speech features.
+- In BIWI mode audio can end a frame before the mesh does. As in the official code such frames have no loss;
+  :meth:`FaceFormer.animate` holds the last pose for them.
+- :attr:`FaceFormer.train_encoder` can be switched off: the speech encoder is then frozen as a whole, and its states
+  are computed once per clip.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, one_hot, scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
+
+from datamodules.batches import SpeechBatch
+from trainers import backbones
+from trainers.nets import speech_encoder
+from trainers.tasks import SpeechToMesh, SystemInfo
+
+
+class FaceFormer(SpeechToMesh):
+    """FaceFormer as a trainable system.
+
+    Args:
+        num_vertices: V of the mesh.
+        subjects: training subjects in the order of their one-hot codes.
+        encoder: backbone specification of the speech encoder.
+        alignment: ``interpolate`` (VOCASET mode, any frame rate) or ``pairs`` (BIWI mode, 25 fps).
+        dim: width of the decoder; 64 for VOCASET, 128 for BIWI.
+        period: of the positional code and the attention bias, in frames; 30 for VOCASET, 25 for BIWI.
+        heads: attention heads of the decoder.
+        dropout: in the decoder, while training.
+        train_encoder: trains the encoder's transformer (its convolutions are always frozen).
+        teacher_forcing: trains on the true past instead of the predicted one, all frames at once.
+        unit: metres; offsets are learned and the loss measured in it, 0.001 for millimetres.
+        lr: learning rate of Adam.
+        unseen: the training subject whose style stands in for a speaker never seen, ``fixed:k``.
+    """
+
+    info = SystemInfo(
+        name="faceformer",
+        title="FaceFormer",
+        task="speech-to-mesh",
+        paper="Fan et al., FaceFormer: Speech-Driven 3D Facial Animation with Transformers, CVPR",
+        year=2022,
+        url="https://arxiv.org/abs/2112.05329",
+        basis="official code",
+    )
+
+    def __init__(
+        self,
+        num_vertices: int,
+        subjects: list[str],
+        encoder: str,
+        alignment: Literal["interpolate", "pairs"] = "interpolate",
+        dim: int = 64,
+        period: int = 30,
+        heads: int = 4,
+        dropout: float = 0.1,
+        train_encoder: bool = True,
+        teacher_forcing: bool = False,
+        unit: float = 1.0,
+        lr: float = 1e-4,
+        unseen: str = "fixed:0",
+    ) -> None:
+        super().__init__(num_vertices, subjects, unseen)
+        self.save_hyperparameters()
+        self.alignment = alignment
+        self.train_encoder = train_encoder
+        self.teacher_forcing = teacher_forcing
+        self.unit = unit
+        self.lr = lr
+        self.encoder = backbones.load(encoder, "speech")
+        self.encoder.classifier = None
+        self.decoder = MotionDecoder(
+            num_vertices,
+            len(subjects),
+            audio_dim=self.encoder.dim,
+            audio_per_frame={"interpolate": 1, "pairs": 2}[alignment],
+            dim=dim,
+            period=period,
+            heads=heads,
+            dropout=dropout,
+        )
+        if train_encoder:
+            self.encoder.requires_grad_(True)
+            self.encoder.freeze_extractor()
+        else:
+            self.frozen = ("encoder",)
+        self._speech: dict[str, Tensor] = {}
+
+    def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
+        """The mean squared error on vertices."""
+        speech, frames = self.encode(batch)
+        loss = self.loss(speech, frames, batch)
+        self.log("train/loss", loss, batch_size=len(batch))
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam on all that is trained."""
+        return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=self.lr)
+
+    @torch.no_grad()
+    def animate(self, batch: SpeechBatch) -> Tensor:
+        """Free-running animation; see :meth:`SpeechToMesh.animate`."""
+        speech, frames = self.encode(batch)
+        offsets = self.decoder(speech, self.style(batch))
+        last = torch.arange(batch.vertices.shape[1], device=frames.device).minimum(frames[:, None] - 1)
+        offsets = offsets.take_along_dim(last[..., None], dim=1)
+        return batch.template[:, None] + self.unit * offsets.unflatten(-1, (self.num_vertices, 3))
+
+    def encode(self, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
+        """Speech states at the frame rate.
+
+        Returns:
+            States (B, T·m, D), m per frame, and the number of frames of each clip that have them, (B,) int64.
+        """
+        if self.training and not self.train_encoder:
+            states, lengths = self._encode_once(batch)
+        else:
+            states, lengths = self.encoder(batch.audio, batch.audio_lengths, self.alignment, batch.lengths)
+        return states, lengths // self.decoder.audio_per_frame
+
+    def style(self, batch: SpeechBatch) -> Tensor:
+        """One-hot codes of the speakers, (B, subjects) float32."""
+        return one_hot(self.style_index(batch), len(self.subjects)).float()
+
+    def loss(self, speech: Tensor, frames: Tensor, batch: SpeechBatch) -> Tensor:
+        """The mean squared error on vertices over all frames that are real and have speech.
+
+        Args:
+            speech: (B, T·m, D) states of :meth:`encode`.
+            frames: (B,) int64, frames that have them.
+            batch: the clips.
+        """
+        count = speech.shape[1] // self.decoder.audio_per_frame
+        target = ((batch.vertices[:, :count] - batch.template[:, None]) / self.unit).flatten(2)
+        if self.teacher_forcing:
+            predicted = self.decoder.teacher_forced(speech, self.style(batch), target)
+        else:
+            predicted = self.decoder(speech, self.style(batch))
+        real = torch.arange(count, device=frames.device) < frames[:, None]
+        return (predicted - target)[real].square().mean()
+
+    def _encode_once(self, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
+        """States of a frozen encoder, kept per training clip."""
+        if not all(key in self._speech for key in batch.key):
+            with torch.no_grad():
+                states, lengths = self.encoder(batch.audio, batch.audio_lengths, self.alignment, batch.lengths)
+            for key, clip, length in zip(batch.key, states, lengths.tolist(), strict=True):
+                self._speech[key] = clip[:length].cpu()
+        clips = [self._speech[key].to(self.device) for key in batch.key]
+        lengths = torch.tensor([len(clip) for clip in clips], device=self.device)
+        return pad_sequence(clips, batch_first=True), lengths
+
+
+class MotionDecoder(nn.Module):
+    """FaceFormer's decoder: speech states and a style in, vertex offsets out, one frame after the other.
+
+    Args:
+        num_vertices: V of the mesh.
+        num_subjects: length of the one-hot style code.
+        audio_dim: width of the speech states.
+        audio_per_frame: m, speech states that belong to one frame.
+        dim: d, width of the decoder.
+        period: of the positional code and the attention bias, in frames.
+        heads: attention heads.
+        dropout: while training.
+    """
+
+    def __init__(
+        self,
+        num_vertices: int,
+        num_subjects: int,
+        audio_dim: int,
+        audio_per_frame: int = 1,
+        dim: int = 64,
+        period: int = 30,
+        heads: int = 4,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.audio_per_frame = audio_per_frame
+        self.period = period
+        self.audio_projection = nn.Linear(audio_dim, dim)
+        self.vertex_encoder = nn.Linear(num_vertices * 3, dim)
+        self.vertex_decoder = nn.Linear(dim, num_vertices * 3)
+        self.style = nn.Linear(num_subjects, dim, bias=False)
+        self.layer = CachedDecoderLayer(dim, heads, dim_feedforward=2 * dim, dropout=dropout, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.vertex_decoder.weight)
+        nn.init.zeros_(self.vertex_decoder.bias)
+
+    def forward(self, speech: Tensor, style: Tensor) -> Tensor:
+        """Free-running: each frame follows from the frames predicted before it.
+
+        Args:
+            speech: (B, T·m, audio_dim).
+            style: (B, num_subjects).
+
+        Returns:
+            (B, T, V·3) offsets from the template.
+        """
+        cross_keys, cross_values = self.layer.project_memory(self.audio_projection(speech), self.audio_per_frame)
+        length = cross_keys.shape[1]
+        positions = periodic_positions(length, self.style.out_features, self.period).to(speech)
+        bias = distance_bias(self.layer.heads, length, self.period).to(speech).flip(-1)
+        feedback = self.vertex_encoder.weight @ self.vertex_decoder.weight
+        feedback_bias = linear(self.vertex_decoder.bias, self.vertex_encoder.weight, self.vertex_encoder.bias)
+
+        style_token = self.style(style)
+        token, past, hidden = style_token, None, []
+        for t in range(length):
+            state, past = self.layer.step(
+                self.dropout(token + positions[t]),
+                past,
+                bias[:, None, length - 1 - t :],
+                cross_keys[:, t],
+                cross_values[:, t],
+            )
+            hidden.append(state)
+            token = linear(state, feedback, feedback_bias) + style_token
+        return self.vertex_decoder(torch.stack(hidden, dim=1))
+
+    def teacher_forced(self, speech: Tensor, style: Tensor, offsets: Tensor) -> Tensor:
+        """All frames at once, each from the true frames before it.
+
+        The first token is the projection of a zero offset plus the style, where free-running decoding starts from the
+        style alone; so it is in the official code.
+
+        Args:
+            speech: (B, T·m, audio_dim).
+            style: (B, num_subjects).
+            offsets: (B, T, V·3), the true offsets from the template.
+
+        Returns:
+            (B, T, V·3) offsets from the template.
+        """
+        length = offsets.shape[1]
+        previous = torch.cat([torch.zeros_like(offsets[:, :1]), offsets[:, :-1]], dim=1)
+        tokens = self.vertex_encoder(previous) + self.style(style)[:, None]
+        tokens = tokens + periodic_positions(length, self.style.out_features, self.period).to(tokens)
+        bias = causal_bias(self.layer.heads, length, self.period).to(tokens)
+        hidden = self.layer(
+            self.dropout(tokens),
+            self.audio_projection(speech),
+            tgt_mask=bias.repeat(len(tokens), 1, 1),
+            memory_mask=alignment_mask(length, self.audio_per_frame).to(tokens.device),
+        )
+        return self.vertex_decoder(hidden)
+
+
+class CachedDecoderLayer(nn.TransformerDecoderLayer):
+    """PyTorch's post-norm decoder layer, which can also take one token at a time and remember the past."""
+
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+        return self.self_attn.num_heads
+
+    def project_memory(self, memory: Tensor, per_token: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the cross-attention for all tokens: two of (B, T, heads, per_token, d / heads)."""
+        attention = self.multihead_attn
+        _, weight = attention.in_proj_weight.split([attention.embed_dim, 2 * attention.embed_dim])
+        _, bias = attention.in_proj_bias.split([attention.embed_dim, 2 * attention.embed_dim])
+        projected = linear(memory, weight, bias).unflatten(-1, (2, self.heads, -1)).unflatten(1, (-1, per_token))
+        keys, values = projected.permute(3, 0, 1, 4, 2, 5)
+        return keys, values
+
+    def step(
+        self,
+        token: Tensor,
+        past: tuple[Tensor, Tensor] | None,
+        bias: Tensor,
+        cross_keys: Tensor,
+        cross_values: Tensor,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The newest token's output, equal to the last row of :meth:`forward` over all tokens so far.
+
+        Args:
+            token: (B, d).
+            past: self-attention keys and values of the tokens before it, (B, heads, t, d / heads) each.
+            bias: (heads, 1, t + 1), added to the self-attention scores.
+            cross_keys: (B, heads, m, d / heads), of the memory that this token sees.
+            cross_values: likewise.
+
+        Returns:
+            (B, d), and the keys and values with the token's own.
+        """
+        attention = self.self_attn
+        projected = linear(token, attention.in_proj_weight, attention.in_proj_bias)
+        query, key, value = projected.view(len(token), 3, self.heads, 1, -1).unbind(1)
+        if past is not None:
+            key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+        attended = self._attend(attention, query, key, value, bias)
+        x = self.norm1(token + self.dropout1(attended))
+
+        attention = self.multihead_attn
+        width = attention.embed_dim
+        query = linear(x, attention.in_proj_weight[:width], attention.in_proj_bias[:width])
+        attended = self._attend(attention, query.view(len(token), self.heads, 1, -1), cross_keys, cross_values)
+        x = self.norm2(x + self.dropout2(attended))
+        return self.norm3(x + self._ff_block(x)), (key, value)
+
+    def _attend(
+        self, attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        dropout = attention.dropout if self.training else 0.0
+        attended = scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+        return attention.out_proj(attended.flatten(1))
+
+
+def periodic_positions(length: int, dim: int, period: int) -> Tensor:
+    """Sinusoidal positions that repeat after ``period`` frames (equation 5): (length, dim)."""
+    phase = torch.arange(length) % period
+    frequency = torch.exp(torch.arange(0, dim, 2) * (-math.log(10_000) / dim))
+    angle = phase[:, None] * frequency
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :dim]
+
+
+def distance_bias(heads: int, length: int, period: int) -> Tensor:
+    """What a distance of 0 ... length - 1 frames adds to an attention score (equation 7): (heads, length).
+
+    One slope for each head, as in ALiBi (Press et al. 2022), for every full period between two frames.
+    """
+    slopes = 2 ** (-8 / heads * torch.arange(1, heads + 1))
+    return -slopes[:, None] * (torch.arange(length) // period)
+
+
+def causal_bias(heads: int, length: int, period: int) -> Tensor:
+    """:func:`distance_bias` for all pairs of frames, and minus infinity for the future: (heads, length, length)."""
+    frame = torch.arange(length)
+    distance = frame[:, None] - frame
+    bias = distance_bias(heads, length, period)[:, distance.clamp(min=0)]
+    return bias.masked_fill(distance < 0, float("-inf"))
+
+
+def alignment_mask(frames: int, audio_per_frame: int) -> Tensor:
+    """True where a frame must not see a speech state: all but its own, (frames, frames·audio_per_frame) bool."""
+    owner = torch.arange(frames * audio_per_frame) // audio_per_frame
+    return torch.arange(frames)[:, None] != owner
+
+
+OFFICIAL_NAMES = {
+    "audio_feature_map": "decoder.audio_projection",
+    "vertice_map": "decoder.vertex_encoder",
+    "vertice_map_r": "decoder.vertex_decoder",
+    "obj_vector": "decoder.style",
+    "transformer_decoder.layers.0": "decoder.layer",
+}
+
+
+def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames the state dict of an official checkpoint to :class:`FaceFormer`'s.
+
+    ================================  ===================================================================
+    official                          here
+    ================================  ===================================================================
+    ``audio_encoder.*``               ``encoder.*``, see :func:`trainers.nets.speech_encoder.from_official`
+    ``audio_feature_map.*``           ``decoder.audio_projection.*``
+    ``vertice_map.*``                 ``decoder.vertex_encoder.*``
+    ``vertice_map_r.*``               ``decoder.vertex_decoder.*``
+    ``obj_vector.weight``             ``decoder.style.weight``
+    ``transformer_decoder.layers.0``  ``decoder.layer``
+    ``PPE.pe``                        left out: computed
+    ================================  ===================================================================
+
+    Use: ``FaceFormer(...).load_state_dict(from_official(torch.load(file, weights_only=True)))``.
+    """
+    return {official_name(key): value for key, value in state.items() if key != "PPE.pe"}
+
+
+def official_name(key: str) -> str:
+    """What the official weight ``key`` is called here; see :func:`from_official`."""
+    if key.startswith("audio_encoder."):
+        return "encoder." + speech_encoder.official_name(key.removeprefix("audio_encoder."))
+    module, _, rest = key.rpartition(".")
+    prefix = next(name for name in OFFICIAL_NAMES if module == name or module.startswith(f"{name}."))
+    return f"{OFFICIAL_NAMES[prefix]}{module.removeprefix(prefix)}.{rest}"
