@@ -8,7 +8,8 @@ import yaml
 
 from datamodules.speech import SpeechDataModule
 from metrics.protocols import Protocol
-from metrics.scoring import Clip, Scores, mean_motion, mean_offset, neutral_motion, score_speech
+from metrics.score_speech import Clip, mean_motion, mean_offset, neutral_motion, score_speech
+from metrics.scoring import Scores
 from sweeps.score import score_reconstruction, truths
 
 

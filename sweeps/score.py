@@ -11,7 +11,9 @@ from datamodules.errors import UserError
 from datamodules.faces import FaceDataModule
 from datamodules.speech import SpeechDataModule
 from metrics.protocols import Protocol
-from metrics.scoring import Clip, JudgedImages, Scores, score_editing, score_inversion, score_speech
+from metrics.score_faces import JudgedImages, score_editing, score_inversion
+from metrics.score_speech import Clip, score_speech
+from metrics.scoring import Scores
 from trainers import backbones
 from trainers.predictions import read_description, read_images, read_vertices
 
