@@ -39,9 +39,9 @@ def score_editing(
 ) -> Scores:
     """Scores edits at every strength, and at matched editing accuracy.
 
-    The curve of an attribute starts with the inversion, at strength 0. A value at matched accuracy is interpolated
-    between the two strengths around the first crossing, attribute by attribute, then averaged over attributes; it
-    is None where an attribute never reaches that accuracy.
+    The curve of an attribute starts with the inversion, at strength 0. Accuracy and values are averaged over the
+    attributes at each strength; a value at matched accuracy is interpolated between the two strengths around the
+    first crossing of the mean accuracy, and is None where that accuracy is never reached.
 
     Args:
         photos: the originals, in an order that the others keep.
@@ -52,7 +52,7 @@ def score_editing(
 
     Raises:
         UserError: an attribute that the judge or the protocol does not know, images of other keys, values that
-            are not finite, fewer than two images, an attribute without edits.
+            are not finite, fewer than two images, an attribute without edits or with other strengths than the rest.
     """
     columns = {name: index for index, name in enumerate(attributes)}
     unknown = [name for name in protocol.spec["attributes"] if name not in columns]
@@ -71,9 +71,12 @@ def score_editing(
         _check_images(f"edits of '{attribute}' at strength {strength}", edited, photos)
         points[attribute].append(_judge(attribute, strength, edited, photos, inversions, protocol, columns))
 
-    without = [name for name, curve in points.items() if len(curve) == 1]
-    if without:
-        raise UserError(f"attribute '{without[0]}': no edits to score")
+    grid = [point.strength for point in next(iter(points.values()))]
+    for name, curve in points.items():
+        if len(curve) == 1:
+            raise UserError(f"attribute '{name}': no edits to score")
+        if [point.strength for point in curve] != grid:
+            raise UserError(f"attribute '{name}': edited at other strengths than '{next(iter(points))}'")
     return Scores(
         {
             name: _at_matched_accuracy(name, choices, points, photos.key, protocol)
@@ -161,17 +164,13 @@ def _at_matched_accuracy(
     keys: Sequence[str],
     protocol: Protocol,
 ) -> dict[str, Any]:
-    matched: list[Tensor | None] = []
-    for curve in points.values():
-        accuracy = [point.accuracy.mean().item() for point in curve]
-        values = torch.stack([point.values[name] for point in curve])
-        if choices["measure"] == "editing_accuracy":
-            matched.append(values[max(range(len(curve)), key=accuracy.__getitem__)])
-        else:
-            matched.append(editing.value_at_accuracy(accuracy, values, protocol.spec["matched_accuracy"]))
-    reached = [value for value in matched if value is not None]
-    mean = torch.stack(reached).mean(0) if len(reached) == len(matched) else None
-    return _image_score(choices, protocol, mean, keys)
+    at_strength = list(zip(*points.values(), strict=True))
+    accuracy = [torch.stack([point.accuracy.mean() for point in at]).mean().item() for at in at_strength]
+    values = torch.stack([torch.stack([point.values[name] for point in at]).mean(0) for at in at_strength])
+    if choices["measure"] == "editing_accuracy":
+        return _image_score(choices, protocol, values[max(range(len(accuracy)), key=accuracy.__getitem__)], keys)
+    matched = editing.value_at_accuracy(accuracy, values, protocol.spec["matched_accuracy"])
+    return _image_score(choices, protocol, matched, keys)
 
 
 def _image_score(
