@@ -126,7 +126,7 @@ class Manifest:
 
 def write_shard(path: Path, split: str, samples: Iterable[Sample]) -> Shard:
     """Writes one tar atomically; equal samples give equal bytes."""
-    partial = path.with_name(path.name + ".tmp")
+    partial = _partial(path)
     keys, lengths = [], []
     with wds.TarWriter(str(partial), mtime=0, user="facebench", group="facebench", encoder=False) as tar:
         for sample in samples:
@@ -182,6 +182,8 @@ def build_shards(
     if state.is_dir() and (state / "plan").is_file() and (state / "plan").read_text() != fingerprint:
         shutil.rmtree(state)
     state.mkdir(parents=True, exist_ok=True)
+    for stale in [*root.glob("*.tmp"), *state.glob("*.tmp")]:
+        stale.unlink(missing_ok=True)
     write_atomic(state / "plan", fingerprint.encode())
 
     done = {path.stem: Shard(**json.loads(path.read_text())) for path in state.glob("*.json")}
@@ -247,9 +249,14 @@ def _reproducible_arithmetic() -> Iterator[None]:
 def write_atomic(path: Path, contents: bytes) -> None:
     """Writes a file under a temporary name, then renames it: a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
+    partial = _partial(path)
     partial.write_bytes(contents)
     partial.replace(path)
+
+
+def _partial(path: Path) -> Path:
+    """The temporary name of a file; of this process alone, because one whose parent was killed may still write."""
+    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
 
 
 def file_sha256(path: Path) -> str:

@@ -3,6 +3,7 @@
 Every step is skipped when it was done, and ``fit`` resumes from its last checkpoint.
 """
 
+import fcntl
 import json
 import math
 import sys
@@ -49,6 +50,10 @@ def main() -> None:
     """Arguments: the cell's folder, and the file to write its result lines to."""
     folder, result = Path(sys.argv[1]), Path(sys.argv[2])
     cell = Cell(**json.loads((folder / "cell.json").read_text()))
+    lock = (folder / "lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)  # the process of a suite that was killed may still be at work here
+    if result.is_file():
+        return
     protocol = Protocol.read(cell.protocol)
     rows = bounds(cell.task, cell.root, protocol, cell.config) if cell.bounds else [run_system(cell, protocol, folder)]
     manifest = Manifest.read(cell.root)

@@ -143,6 +143,8 @@ def run_suite(suite: Suite, out: Path, jobs: int) -> Path:
             ok = result_path(out, cell).is_file() or _run_cell(out, cell, jobs, progress, bar)
             progress.remove_task(bar)
             progress.advance(whole)
+            if not progress.console.is_terminal:  # a log file shows no bars
+                progress.console.print(f"{cell.title}: {'done' if ok else 'failed'}")
             if not ok:
                 with lock:
                     failed.append(cell)

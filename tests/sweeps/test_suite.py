@@ -1,3 +1,10 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -58,6 +65,22 @@ def test_a_suite_scores_systems_and_bounds_once(suite, tmp_path):
     run_suite(suite, out, jobs=1)
     assert (out / "results.jsonl").read_bytes() == before
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}, "nothing is computed twice"
+
+
+@pytest.mark.slow
+def test_a_killed_suite_run_again_ends_with_the_same_scores(suite, tmp_path):
+    whole = read_results(run_suite(suite, tmp_path / "whole", jobs=1))
+    command = [sys.executable, "-m", "facebench", "bench", str(tmp_path / "suite.yaml"), "--out", str(tmp_path / "cut")]
+    for seconds in (3, 5, 7, 9, 11):
+        process = subprocess.Popen(command, start_new_session=True)
+        time.sleep(seconds)
+        if seconds % 4 == 3:  # the suite alone: its cell outlives it for a while
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    again = read_results(run_suite(suite, tmp_path / "cut", jobs=1))
+    assert [replace(result, costs={}) for result in again] == [replace(result, costs={}) for result in whole]
 
 
 def test_a_cell_is_named_by_what_decides_its_result(suite, voca_config):
