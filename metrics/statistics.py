@@ -2,9 +2,9 @@
 
 Scores of one system are a matrix (S, N): S training seeds, N test samples (clips, images), the same samples for
 every seed. Frames of one clip are correlated, so a clip is the smallest thing that is drawn; where subjects are
-few and alike within themselves, draw subjects (``groups``). Seeds and samples are drawn independently of each
-other, because every seed is tested on the same samples. With two or three seeds the between-seed part is
-itself a rough estimate, and rather too narrow: read the number of seeds beside the interval.
+few and alike within themselves, draw subjects or identities whole (``groups``). Seeds and samples are drawn
+independently of each other, because every seed is tested on the same samples. With two or three seeds, or subjects,
+that part is itself a rough estimate, and rather too narrow: read their numbers beside the interval.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,11 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 
 RESAMPLES = 4000
 CONFIDENCE = 0.95
+_BLOCK = 250  # resamples drawn at a time, so that memory does not grow with their number
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,8 @@ def bootstrap_mean(
     Raises:
         ValueError: no scores, or a score that is not finite.
     """
-    sums, counts = _grouped(scores, weights, groups)
-    means = _resampled_means(sums, counts, resamples, np.random.default_rng(seed))
-    return _interval(sums.mean(0).sum() / counts.sum(), means, confidence)
+    grouped = {"": _grouped(scores, weights, groups)}
+    return _interval(_mean(*grouped[""]), _resample(grouped, resamples, seed)[""], confidence)
 
 
 def paired_bootstrap(
@@ -108,19 +109,9 @@ def paired_bootstrap(
     """
     if len(systems) < 2:
         return []
-    generator = np.random.default_rng(seed)
     grouped = {name: _grouped(scores, weights, groups) for name, scores in systems.items()}
-    counts = {len(count) for _, count in grouped.values()}
-    if len(counts) > 1:
-        raise ValueError(f"paired systems need the same samples, found {sorted(counts)} samples")
-    samples = counts.pop()
-    # One draw of samples for all systems: this is what makes the comparison paired.
-    drawn = _multinomial(generator, samples, resamples)
-    means = {
-        name: _means(sums, count, _multinomial(generator, len(sums), resamples), drawn)
-        for name, (sums, count) in grouped.items()
-    }
-    value = {name: sums.mean(0).sum() / count.sum() for name, (sums, count) in grouped.items()}
+    means = _resample(grouped, resamples, seed)
+    value = {name: _mean(sums, counts) for name, (sums, counts) in grouped.items()}
     pairs = list(combinations(systems, 2))
     intervals = [_interval(value[a] - value[b], means[a] - means[b], confidence) for a, b in pairs]
     p_values = holm([_two_sided_p(means[a] - means[b]) for a, b in pairs])
@@ -160,6 +151,57 @@ def ranks(systems: Sequence[str], comparisons: Sequence[Comparison]) -> dict[str
     return {name: 1 + losses.count(name) for name in systems}
 
 
+def rank_intervals(
+    systems: Mapping[str, ArrayLike],
+    higher_is_better: bool,
+    weights: ArrayLike | None = None,
+    groups: Sequence[str] | None = None,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Place of each system by its mean alone, with the bootstrap interval of that place.
+
+    In every resample the systems are placed by their means; equal means share the better place. All systems see the
+    same draw of samples, as in :func:`paired_bootstrap`. The bounds are whole numbers.
+
+    Args:
+        systems, higher_is_better, weights, groups, resamples, confidence, seed: see :func:`paired_bootstrap`.
+    """
+    if not systems:
+        return {}
+    grouped = {name: _grouped(scores, weights, groups) for name, scores in systems.items()}
+    sign = -1 if higher_is_better else 1
+    means = np.stack(list(_resample(grouped, resamples, seed).values()))
+    places = rankdata(sign * means, method="min", axis=0)
+    value = rankdata([sign * _mean(sums, counts) for sums, counts in grouped.values()], method="min")
+    return {
+        name: _interval(place, drawn, confidence, whole=True)
+        for name, place, drawn in zip(grouped, value, places, strict=True)
+    }
+
+
+def jackknife(leave_one_out: ArrayLike) -> float:
+    """Jack-knife standard error of any statistic: sqrt((n − 1) / n · Σ (θ_i − mean θ)²) (Efron & Tibshirani 1993).
+
+    For statistics that a bootstrap biases because a resample holds duplicates, such as the Fréchet distance.
+
+    Args:
+        leave_one_out: (n,) the statistic of the samples without the i-th sample, or without the i-th of n equal blocks.
+
+    Raises:
+        ValueError: fewer than two values, or one that is not finite.
+
+    Example:
+        >>> jackknife([2.5, 2.0, 1.5])  # of the mean of 1, 2, 3; its standard error is 1 / sqrt(3)
+        0.5773502691896257
+    """
+    values = np.asarray(leave_one_out, dtype=np.float64)
+    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError(f"jackknife needs at least two finite values, found shape {values.shape}")
+    return float(np.sqrt((len(values) - 1) / len(values) * ((values - values.mean()) ** 2).sum()))
+
+
 def _grouped(
     scores: ArrayLike, weights: ArrayLike | None, groups: Sequence[str] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -170,9 +212,34 @@ def _grouped(
     weight = np.ones(matrix.shape[1]) if weights is None else np.asarray(weights, dtype=np.float64)
     if groups is None:
         return matrix * weight, weight
+    if len(groups) != matrix.shape[1]:
+        raise ValueError(f"{matrix.shape[1]} scores, but {len(groups)} groups")
     names, member = np.unique(np.asarray(groups), return_inverse=True)
-    membership = np.eye(len(names))[member]
-    return (matrix * weight) @ membership, weight @ membership
+    sums = np.stack([np.bincount(member, row, len(names)) for row in matrix * weight])
+    return sums, np.bincount(member, weight, len(names)).astype(np.float64)
+
+
+def _mean(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> float:
+    return float(sums.mean(0).sum() / counts.sum())
+
+
+def _resample(
+    systems: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], resamples: int, seed: int
+) -> dict[str, NDArray[np.float64]]:
+    """The means (resamples,) of each system; one draw of samples for all of them is what makes comparisons paired."""
+    units = {len(counts) for _, counts in systems.values()}
+    if len(units) > 1:
+        raise ValueError(f"paired systems need the same samples, found {sorted(units)} samples")
+    size = units.pop()
+    generator = np.random.default_rng(seed)
+    means: dict[str, list[NDArray[np.float64]]] = {name: [] for name in systems}
+    for start in range(0, resamples, _BLOCK):
+        block = min(_BLOCK, resamples - start)
+        drawn = _multinomial(generator, size, block)
+        for name, (sums, counts) in systems.items():
+            over_seeds = (_multinomial(generator, len(sums), block) / len(sums)) @ sums
+            means[name].append((over_seeds * drawn).sum(1) / (drawn @ counts))
+    return {name: np.concatenate(blocks) for name, blocks in means.items()}
 
 
 def _multinomial(generator: np.random.Generator, size: int, resamples: int) -> NDArray[np.float64]:
@@ -180,25 +247,10 @@ def _multinomial(generator: np.random.Generator, size: int, resamples: int) -> N
     return generator.multinomial(size, np.full(size, 1 / size), size=resamples).astype(np.float64)
 
 
-def _resampled_means(
-    sums: NDArray[np.float64], counts: NDArray[np.float64], resamples: int, generator: np.random.Generator
-) -> NDArray[np.float64]:
-    drawn = _multinomial(generator, len(counts), resamples)
-    return _means(sums, counts, _multinomial(generator, len(sums), resamples), drawn)
-
-
-def _means(
-    sums: NDArray[np.float64],
-    counts: NDArray[np.float64],
-    drawn_seeds: NDArray[np.float64],
-    drawn_samples: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    over_seeds = (drawn_seeds / drawn_seeds.shape[1]) @ sums
-    return (over_seeds * drawn_samples).sum(1) / (drawn_samples @ counts)
-
-
-def _interval(value: float, resampled: NDArray[np.float64], confidence: float) -> Interval:
-    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+def _interval(value: float, resampled: NDArray[np.float64], confidence: float, whole: bool = False) -> Interval:
+    """Percentile interval; ``whole``: its bounds are values that were drawn, not numbers between them."""
+    bounds = [(1 - confidence) / 2, (1 + confidence) / 2]
+    low, high = np.quantile(resampled, bounds, method="inverted_cdf" if whole else "linear")
     return Interval(float(value), float(low), float(high))
 
 
