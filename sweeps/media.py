@@ -10,6 +10,7 @@ import imageio_ffmpeg
 import numpy as np
 import soundfile
 from PIL import Image, ImageDraw, ImageFont
+from rich.progress import track
 
 from datamodules.audio import SAMPLE_RATE
 from datamodules.demo.talking import appearance
@@ -125,10 +126,11 @@ def write_video(
             audio_codec="aac",
             quality=7,
             macro_block_size=2,
-            output_params=["-movflags", "+faststart", "-pix_fmt", "yuv420p"],
+            output_params=["-movflags", "+faststart"],
+            ffmpeg_log_level="error",
         )
         writer.send(None)
-        for t in range(frames):
+        for t in track(range(frames), description=path.name, transient=True):
             row = np.concatenate([draw(vertices[t]) for _, vertices in tracks], axis=1)
             writer.send(np.ascontiguousarray(np.concatenate([labels, row])))
         writer.close()
