@@ -1,7 +1,12 @@
-"""Typed batches: what every data module gives and every system takes."""
+"""Typed batches: what every data module gives and every system takes.
 
-from dataclasses import dataclass
+In evaluation a batch may hold stand-ins, so that every rank gets equally many batches and none waits for another.
+They are marked by ``real`` and must not be counted. In training every sample is real.
+"""
 
+from dataclasses import dataclass, field
+
+import torch
 from torch import Tensor
 
 
@@ -18,6 +23,8 @@ class FaceBatch:
         mask: (B, H, W) uint8, index into the manifest's ``mask_classes``.
         landmarks: (B, 68, 2) float32, x and y in pixels.
         captions: B lists of English captions.
+        features: feature column -> (B, ...) float32.
+        real: (B,) bool, False for a stand-in; all True where it is not given.
     """
 
     key: list[str]
@@ -28,6 +35,12 @@ class FaceBatch:
     mask: Tensor
     landmarks: Tensor
     captions: list[list[str]]
+    features: dict[str, Tensor] = field(default_factory=dict)
+    real: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.real is None:
+            self.real = torch.ones(len(self.key), dtype=torch.bool)
 
     def __len__(self) -> int:
         return len(self.key)
@@ -52,6 +65,9 @@ class SpeechBatch:
         transcript: B sentences.
         words: B lists of (word, start, end) in seconds.
         phonemes: B lists of (phoneme, start, end) in seconds.
+        features: feature column -> (B, N, D) float32, zero where padded.
+        feature_lengths: feature column -> (B,) int64, how many of N are real.
+        real: (B,) bool, False for a stand-in; all True where it is not given.
     """
 
     key: list[str]
@@ -68,6 +84,13 @@ class SpeechBatch:
     transcript: list[str]
     words: list[list[tuple[str, float, float]]]
     phonemes: list[list[tuple[str, float, float]]]
+    features: dict[str, Tensor] = field(default_factory=dict)
+    feature_lengths: dict[str, Tensor] = field(default_factory=dict)
+    real: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.real is None:
+            self.real = torch.ones(len(self.key), dtype=torch.bool)
 
     def __len__(self) -> int:
         return len(self.key)
@@ -75,6 +98,4 @@ class SpeechBatch:
     @property
     def frame_mask(self) -> Tensor:
         """(B, T) bool, True where a frame is real."""
-        import torch
-
         return torch.arange(self.vertices.shape[1], device=self.lengths.device) < self.lengths[:, None]

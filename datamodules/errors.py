@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""What goes wrong by the user's hand, and what is wrong with a sample."""
 
 
 class UserError(Exception):
@@ -7,3 +7,16 @@ class UserError(Exception):
     The message is complete in itself: it names the file and the field, what was expected, what was found
     and what to do. The command line prints it without a traceback (``--debug`` shows one) and exits with 2.
     """
+
+
+class BadSample(Exception):  # noqa: N818  (it names the sample, which may be skipped, not a failure of ours)
+    """A sample that cannot be used: damaged bytes, an image that does not decode, vertices that are not finite.
+
+    Args:
+        kind: what is wrong, in words that are the same for every such sample: they are counted by it.
+        detail: what was found in this one.
+    """
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        super().__init__(f"{kind} ({detail})" if detail else kind)
+        self.kind = kind

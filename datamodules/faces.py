@@ -9,13 +9,16 @@ import torch
 from PIL import Image
 
 from datamodules.batches import FaceBatch
+from datamodules.columns import collate_columns, decode_columns
 from datamodules.datamodule import ShardDataModule
+from datamodules.errors import BadSample
 
 
 class FaceDataModule(ShardDataModule):
     """Gives :class:`FaceBatch`; arguments as in :class:`ShardDataModule`."""
 
     kind: ClassVar[str] = "faces"
+    agree: ClassVar[tuple[str, ...]] = ("size", "attributes", "mask_classes", "identities")
 
     @property
     def size(self) -> int:
@@ -30,18 +33,17 @@ class FaceDataModule(ShardDataModule):
     def decode(self, key: str, members: dict[str, bytes]) -> dict[str, Any]:
         """PNG to a float image, JSON to labels."""
         labels = json.loads(members["json"])
-        pixels = np.array(Image.open(io.BytesIO(members["png"])).convert("RGB"))
-        if pixels.shape != (self.size, self.size, 3):
-            raise ValueError(f"image of shape {pixels.shape}, expected {self.size} pixels square")
+        pixels = read_png(members["png"], self.size, "RGB")
         return {
             "key": key,
             "image": torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1,
-            "mask": torch.from_numpy(np.array(Image.open(io.BytesIO(members["mask.png"])))),
+            "mask": torch.from_numpy(read_png(members["mask.png"], self.size, None)),
             "attributes": torch.tensor(labels["attributes"], dtype=torch.float32),
             "identity": labels["identity"],
             "age": labels["age"],
             "landmarks": torch.tensor(labels["landmarks"], dtype=torch.float32),
             "captions": labels["captions"],
+            "features": decode_columns(self.columns, members),
         }
 
     def collate(self, samples: list[dict[str, Any]]) -> FaceBatch:
@@ -59,4 +61,24 @@ class FaceDataModule(ShardDataModule):
             mask=stacked("mask"),
             landmarks=stacked("landmarks"),
             captions=[sample["captions"] for sample in samples],
+            features=collate_columns(self.columns, [sample["features"] for sample in samples])[0],
         )
+
+
+def read_png(contents: bytes, size: int, mode: str | None) -> np.ndarray:
+    """Pixels of a square PNG; its size is looked at before anything is decoded.
+
+    Args:
+        contents: the file.
+        size: height and width that it must have.
+        mode: Pillow's mode to convert to; None for the stored numbers of a one-channel image.
+
+    Raises:
+        BadSample: an image of another size or of several channels.
+    """
+    with Image.open(io.BytesIO(contents), formats=["PNG"]) as image:
+        if image.size != (size, size):
+            raise BadSample("image of another size", f"{image.width} x {image.height} pixels, expected {size} x {size}")
+        if mode is None and image.mode not in ("L", "P"):
+            raise BadSample("mask that is no map of indices", f"mode {image.mode}")
+        return np.array(image if mode is None else image.convert(mode))

@@ -13,20 +13,27 @@ the shards that were finished; the manifest is written last, so a folder with a 
 import hashlib
 import io
 import json
+import math
 import multiprocessing
 import os
 import shutil
+import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import webdataset as wds
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from webdataset.tariterators import base_plus_ext
 
-from datamodules.errors import UserError
+from datamodules import remote
+from datamodules.errors import BadSample, UserError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -42,7 +49,12 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar: file name, size in bytes, SHA-256, and key and length of each sample in stored order."""
+    """One tar: file name, size in bytes, SHA-256, and of each sample in stored order its key and length.
+
+    ``sizes`` are the bytes that each sample takes in the tar, headers and padding included, and ``checksums`` the
+    CRC-32 of these bytes: a sample is found without a look at the others, and a flipped bit is noticed. Both are
+    empty in manifests written before facebench recorded them.
+    """
 
     file: str
     split: str
@@ -50,6 +62,8 @@ class Shard:
     sha256: str
     keys: list[str]
     lengths: list[int]
+    sizes: list[int] = field(default_factory=list)
+    checksums: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,7 @@ class Manifest:
         fields: everything particular to the kind (attributes, subjects, fps, unit, topology ...).
         shards: all shards of all splits.
         files: SHA-256 of every extra file.
+        url: where the shards are fetched from; None where they lie in ``root``.
     """
 
     root: Path
@@ -71,15 +86,23 @@ class Manifest:
     fields: dict[str, Any]
     shards: list[Shard]
     files: dict[str, str] = field(default_factory=dict)
+    url: str | None = None
 
     @classmethod
     def read(cls, root: str | Path, kind: str | None = None) -> "Manifest":
         """Reads ``root/manifest.json``.
 
+        Args:
+            root: a folder or an address such as ``https://host/data`` or ``s3://bucket/data``
+                (see :mod:`datamodules.remote`).
+            kind: the kind that is expected.
+
         Raises:
-            UserError: no such folder, no manifest, another schema or another kind of data.
+            UserError: no such folder, no manifest, another schema or another kind of data; an address that cannot
+                be reached.
         """
-        path = Path(root) / MANIFEST
+        url = str(root).rstrip("/") if remote.is_remote(root) else None
+        path = (remote.fetch_manifest(url) if url else Path(root)) / MANIFEST
         if not path.parent.is_dir():
             raise UserError(
                 f"{path.parent}: no such data folder; build one with 'facebench data demo --out DIR' "
@@ -92,12 +115,33 @@ class Manifest:
             if raw["schema"] != SCHEMA:
                 raise UserError(f"{path}: schema {raw['schema']}, expected {SCHEMA}; build the shards again")
             shards = [Shard(**shard) for shard in raw["shards"]]
-            manifest = cls(path.parent, raw["kind"], raw["name"], raw["fields"], shards, raw["files"])
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            manifest = cls(path.parent, raw["kind"], raw["name"], raw["fields"], shards, raw["files"], url)
+            manifest._check(path)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{path}: not a readable manifest ({error!r}); build the shards again") from error
         if kind is not None and manifest.kind != kind:
             raise UserError(f"{path}: holds '{manifest.kind}', expected '{kind}'; point data.root at another folder")
+        if url is not None:
+            for name, sha256 in manifest.files.items():
+                remote.fetch_file(f"{url}/{name}", manifest.root / name, sha256)
         return manifest
+
+    def _check(self, path: Path) -> None:
+        """No name leads out of a folder, neither ours nor one where predictions are written; all counts agree."""
+        for name in [shard.file for shard in self.shards] + list(self.files):
+            if not is_inside(name) or "/" in name:
+                raise UserError(f"{path}: '{name}' is not a file of this folder; the manifest is damaged or forged")
+        for shard in self.shards:
+            for key in shard.keys:
+                if not is_inside(key):
+                    raise UserError(f"{path}: key '{key}' of {shard.file} leads out of the folder; rename the sample")
+            count = len(shard.keys)
+            if len(shard.lengths) != count or len(shard.sizes) != len(shard.checksums):
+                raise ValueError(f"{shard.file}: keys, lengths, sizes and checksums of different counts")
+            if shard.sizes and (len(shard.sizes) != count or min(shard.sizes) < 0 or sum(shard.sizes) > shard.bytes):
+                raise ValueError(f"{shard.file}: sizes that do not fit its {count} samples and {shard.bytes} bytes")
+            if min(shard.lengths, default=1) < 1:
+                raise ValueError(f"{shard.file}: a sample of length {min(shard.lengths)}")
 
     @property
     def sha256(self) -> str:
@@ -109,13 +153,14 @@ class Manifest:
         """The shards of one split, in order.
 
         Raises:
-            UserError: no such split, an empty one, a missing shard, or a shard of another size (truncated).
+            UserError: no such split, an empty one, a missing shard, or a shard of another size (truncated); shards
+                at an address are checked when they are fetched.
         """
         shards = [shard for shard in self.shards if shard.split == split]
         if not any(shard.keys for shard in shards):
             known = sorted({shard.split for shard in self.shards})
             raise UserError(f"{self.root}: no samples in split '{split}'; splits with samples: {', '.join(known)}")
-        for shard in shards:
+        for shard in shards if self.url is None else []:
             path = self.root / shard.file
             size = path.stat().st_size if path.is_file() else None
             if size != shard.bytes:
@@ -123,9 +168,28 @@ class Manifest:
                 raise UserError(f"{path}: {found}; copy the file again or build the shards again")
         return shards
 
+    def locate(self, shard: Shard) -> Path:
+        """Where a shard lies on this machine; one at an address is fetched first, unless the cache holds it.
+
+        Raises:
+            UserError: it cannot be fetched, or arrives with another checksum.
+        """
+        if self.url is None:
+            return self.root / shard.file
+        return remote.fetch_shard(f"{self.url}/{shard.file}", shard.sha256, shard.bytes)
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name, joined to a folder, stays in it."""
+    return bool(name) and not name.startswith("/") and ".." not in name.split("/") and not set(name) & {"\0", "\\"}
+
 
 def write_shard(path: Path, split: str, samples: Iterable[Sample]) -> Shard:
-    """Writes one tar atomically; equal samples give equal bytes."""
+    """Writes one tar atomically; equal samples give equal bytes.
+
+    Raises:
+        UserError: keys that WebDataset would not read back (with a dot, or twice the same).
+    """
     partial = _partial(path)
     keys, lengths = [], []
     with wds.TarWriter(str(partial), mtime=0, user="facebench", group="facebench", encoder=False) as tar:
@@ -133,9 +197,36 @@ def write_shard(path: Path, split: str, samples: Iterable[Sample]) -> Shard:
             tar.write({"__key__": sample.key, **sample.members})
             keys.append(sample.key)
             lengths.append(sample.length)
-    shard = Shard(path.name, split, partial.stat().st_size, file_sha256(partial), keys, lengths)
+    with partial.open("rb") as file:
+        spans = sample_spans(file)
+        file.seek(0)
+        sizes = [size for _, size in spans]
+        checksums = [zlib.crc32(file.read(size)) for size in sizes]
+    if [key for key, _ in spans] != keys:
+        raise UserError(f"{path}: keys must be unique and without a dot after the last slash; rename the samples")
+    shard = Shard(path.name, split, partial.stat().st_size, file_sha256(partial), keys, lengths, sizes, checksums)
     partial.replace(path)
     return shard
+
+
+def sample_spans(file: BinaryIO) -> list[tuple[str, int]]:
+    """Key and size in bytes of each sample of a tar, which follow each other from its start.
+
+    Raises:
+        tarfile.TarError: not a tar.
+        ValueError: members of one sample do not lie side by side.
+    """
+    starts: dict[str, int] = {}
+    last, end = "", 0
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            key, _ = base_plus_ext(member.name)
+            if key != last and key in starts:
+                raise ValueError(f"members of sample '{key}' do not lie side by side")
+            starts.setdefault(key, member.offset)
+            last, end = key, member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    edges = [*starts.values(), end]
+    return [(key, after - start) for key, (start, after) in zip(starts, pairwise(edges), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -267,8 +358,29 @@ def file_sha256(path: Path) -> str:
 
 def npy_bytes(array: Any) -> bytes:
     """An array as the bytes of a ``.npy`` file."""
-    import numpy as np
-
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
+
+
+def read_npy(contents: bytes) -> np.ndarray:
+    """An array from the bytes of a ``.npy`` file, as a view of them.
+
+    Nothing is unpickled and nothing allocated: the header must describe exactly the bytes that follow.
+
+    Raises:
+        BadSample: it does not, or is no such file.
+    """
+    file = io.BytesIO(contents)
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
+            version
+        ]
+        shape, fortran, dtype = read_header(file)
+    except (KeyError, ValueError) as error:
+        raise BadSample("not an npy array", str(error)) from error
+    size = math.prod(shape) * dtype.itemsize
+    if dtype.hasobject or min(shape, default=0) < 0 or size != len(contents) - file.tell():
+        raise BadSample("npy header and data differ", f"{dtype} {shape} in {len(contents) - file.tell()} bytes")
+    return np.frombuffer(contents, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")

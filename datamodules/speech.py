@@ -12,13 +12,27 @@ from safetensors.numpy import load_file
 from torch.nn.utils.rnn import pad_sequence
 
 from datamodules.batches import SpeechBatch
+from datamodules.columns import collate_columns, decode_columns
 from datamodules.datamodule import ShardDataModule
+from datamodules.errors import BadSample, UserError
+from datamodules.shards import read_npy
 
 
 class SpeechDataModule(ShardDataModule):
     """Gives :class:`SpeechBatch`, clips of similar length together; arguments as in :class:`ShardDataModule`."""
 
     kind: ClassVar[str] = "talking-heads"
+    agree: ClassVar[tuple[str, ...]] = (
+        "fps",
+        "sample_rate",
+        "unit",
+        "topology",
+        "vertices",
+        "emotions",
+        "controls",
+        "regions",
+    )
+    unite: ClassVar[tuple[str, ...]] = ("subjects", "train_subjects")
 
     @property
     def fps(self) -> float:
@@ -37,9 +51,19 @@ class SpeechDataModule(ShardDataModule):
 
     @cached_property
     def templates(self) -> dict[str, torch.Tensor]:
-        """Subject -> neutral mesh (V, 3) in metres."""
-        stored = load_file(self.manifest.root / "templates.safetensors")
-        return {subject: torch.from_numpy(vertices) for subject, vertices in stored.items()}
+        """Subject -> neutral mesh (V, 3) in metres.
+
+        Raises:
+            UserError: two data sets of a mix have different meshes of one name.
+        """
+        found: dict[str, torch.Tensor] = {}
+        for manifest in self.manifests:
+            path = manifest.root / "templates.safetensors"
+            for subject, vertices in load_file(path).items():
+                template = torch.from_numpy(vertices)
+                if not torch.equal(found.setdefault(subject, template), template):
+                    raise UserError(f"{path}: another mesh of '{subject}' than in the other data; rename the subject")
+        return found
 
     @cached_property
     def topology(self) -> dict[str, np.ndarray]:
@@ -54,23 +78,27 @@ class SpeechDataModule(ShardDataModule):
     def decode(self, key: str, members: dict[str, bytes]) -> dict[str, Any]:
         """Offsets to vertices, PCM to a float waveform, JSON to labels."""
         labels = json.loads(members["json"])
+        if labels["subject"] not in self.templates:
+            raise BadSample("unknown subject", f"'{labels['subject']}'")
         template = self.templates[labels["subject"]]
-        offsets = torch.from_numpy(np.load(io.BytesIO(members["offsets.npy"]), allow_pickle=False)).float()
-        if offsets.shape[1:] != template.shape:
-            raise ValueError(f"mesh of {offsets.shape[1]} vertices, expected {len(template)}")
-        if not torch.isfinite(offsets).all():
-            raise ValueError("vertices are not finite")
-        audio, rate = soundfile.read(io.BytesIO(members["wav"]), dtype="float32")
-        if rate != self.manifest.fields["sample_rate"] or audio.ndim != 1 or not len(audio):
-            raise ValueError(f"audio of shape {audio.shape} at {rate} Hz, expected mono samples")
-        weights = np.load(io.BytesIO(members["weights.npy"]), allow_pickle=False)
+        offsets = read_npy(members["offsets.npy"])
+        if offsets.shape[1:] != template.shape or not len(offsets):
+            raise BadSample("wrong topology", f"array of shape {offsets.shape}, expected {len(template)} vertices")
+        vertices = torch.from_numpy(offsets.astype(np.float32)) + template
+        if not torch.isfinite(vertices).all():
+            raise BadSample("vertices are not finite")
+        weights = read_npy(members["weights.npy"])
+        if weights.ndim != 2 or len(weights) != len(offsets):
+            raise BadSample("wrong rig controls", f"array of shape {weights.shape}, clip of {len(offsets)} frames")
+        features = decode_columns(self.columns, members, len(offsets))
         return {
             **labels,
             "key": key,
             "template": template,
-            "vertices": template + offsets,
-            "audio": torch.from_numpy(audio),
-            "weights": torch.from_numpy(weights).float(),
+            "vertices": vertices,
+            "audio": torch.from_numpy(read_wav(members["wav"], self.manifest.fields["sample_rate"])),
+            "weights": torch.from_numpy(weights.astype(np.float32)),
+            "features": features,
         }
 
     def collate(self, samples: list[dict[str, Any]]) -> SpeechBatch:
@@ -82,6 +110,7 @@ class SpeechDataModule(ShardDataModule):
         vertices = templates[:, None].repeat(1, int(lengths.max()), 1, 1)
         for i, sample in enumerate(samples):
             vertices[i, : lengths[i]] = sample["vertices"]
+        features, feature_lengths = collate_columns(self.columns, [sample["features"] for sample in samples])
         return SpeechBatch(
             key=[sample["key"] for sample in samples],
             audio=pad_sequence([sample["audio"] for sample in samples], batch_first=True),
@@ -97,4 +126,23 @@ class SpeechDataModule(ShardDataModule):
             transcript=[sample["transcript"] for sample in samples],
             words=[[(w, s, e) for w, s, e in sample["words"]] for sample in samples],
             phonemes=[[(p, s, e) for p, s, e in sample["phonemes"]] for sample in samples],
+            features=features,
+            feature_lengths=feature_lengths,
         )
+
+
+def read_wav(contents: bytes, rate: int) -> np.ndarray:
+    """Samples (S,) float32 of a mono WAV file.
+
+    Raises:
+        BadSample: another format, rate or number of channels, or samples that are not finite.
+    """
+    # A compressed format could unpack to any size.
+    with soundfile.SoundFile(io.BytesIO(contents)) as sound:
+        if sound.format not in ("WAV", "WAVEX") or sound.samplerate != rate or sound.channels != 1 or not sound.frames:
+            found = f"{sound.format}, {sound.samplerate} Hz, {sound.channels} channels, {sound.frames} samples"
+            raise BadSample("wrong audio", f"{found}; expected mono WAV at {rate} Hz")
+        samples = sound.read(dtype="float32")
+    if not np.isfinite(samples).all():
+        raise BadSample("audio is not finite")
+    return samples

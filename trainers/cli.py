@@ -33,7 +33,7 @@ from pytorch_lightning.loggers.logger import Logger
 from datamodules.datamodule import ShardDataModule
 from datamodules.errors import UserError
 from datamodules.shards import write_atomic
-from trainers.predictions import PredictionWriter
+from trainers.predictions import PredictionWriter, gather
 
 LAST = Path("checkpoints") / "last.ckpt"
 
@@ -55,14 +55,21 @@ class RunState(pl.Callback):
         self.restored: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts the random states back when a run resumes."""
+        """Puts the random states back when a run resumes, and the place in the epoch where the ranks are others."""
         self.started = self.saved = time.monotonic()
         if self.restored is not None:
-            torch.set_rng_state(self.restored["torch"])
-            layout, internal, gauss = self.restored["python"]
+            states = self.restored["random"]
+            state = states[trainer.global_rank % len(states)]
+            torch.set_rng_state(state["torch"])
+            layout, internal, gauss = state["python"]
             random.setstate((layout, tuple(internal), gauss))
-            name, keys, *rest = self.restored["numpy"]
+            name, keys, *rest = state["numpy"]
             np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+            # Lightning counts batches of a rank; another number of ranks has other ones left.
+            current = trainer.fit_loop.epoch_loop.batch_progress.current
+            moved = trainer.train_dataloader.position - current.ready  # type: ignore[union-attr]
+            for name in ("ready", "started", "processed", "completed"):
+                setattr(current, name, getattr(current, name) + moved)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Saves on all ranks when the first one's clock says so."""
@@ -75,15 +82,15 @@ class RunState(pl.Callback):
         trainer.save_checkpoint(Path(trainer.default_root_dir) / LAST)
 
     def state_dict(self) -> dict[str, Any]:
-        """Seconds of training and the state of each random generator, in plain containers."""
+        """Seconds of training and the state of each rank's random generators, in plain containers."""
         name, keys, *rest = np.random.get_state(legacy=True)
         layout, internal, gauss = random.getstate()
-        return {
-            "seconds": self.seconds + time.monotonic() - self.started,
+        state = {
             "torch": torch.get_rng_state(),
             "python": [layout, list(internal), gauss],
             "numpy": [name, np.asarray(keys).tolist(), *rest],
         }
+        return {"seconds": self.seconds + time.monotonic() - self.started, "random": gather(state)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Called by Lightning before training goes on."""

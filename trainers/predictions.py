@@ -12,11 +12,13 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import BasePredictionWriter
 from torch import Tensor
 
@@ -25,9 +27,13 @@ from datamodules.shards import write_atomic
 
 DESCRIPTION = "predictions.json"
 
+T = TypeVar("T")
+
 
 class PredictionWriter(BasePredictionWriter):
     """Writes the predictions of ``facebench predict`` batch by batch, and how fast they came.
+
+    Every rank writes its own batches into the one folder; stand-ins (``batch.real`` is False) are left out.
 
     Args:
         folder: where to.
@@ -38,8 +44,16 @@ class PredictionWriter(BasePredictionWriter):
         self.folder = Path(folder)
         self.seconds = 0.0
         self.items = 0
-        self.keys: list[str] = []
+        self.keys: list[list[str]] = []  # of each batch
         self.started = 0.0
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Removes what an earlier run left: its batches may have been others."""
+        if trainer.is_global_zero:
+            (self.folder / DESCRIPTION).unlink(missing_ok=True)
+            for path in self.folder.glob("batch-*.npz"):
+                path.unlink()
+        trainer.strategy.barrier("predictions")
 
     def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Starts the clock: it runs while the system works, not while files are written."""
@@ -61,19 +75,26 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """One file a clip, or one a batch of images."""
-        self.keys += batch.key
+        real = batch.real.cpu().numpy()
+        keys = [key for key, is_real in zip(batch.key, real, strict=True) if is_real]
+        self.keys.append(keys)
         info: Any = pl_module.info
         if info.task == "speech-to-mesh":
             for key, vertices in prediction.items():
                 _write_array(self.folder / f"{key}.npy", vertices.float().cpu().numpy())
                 self.items += len(vertices)
-        else:
-            images = {name: _pixels(value) for name, value in prediction.items()}
+        elif keys:
+            images = {name: _pixels(value)[..., real, :, :, :] for name, value in prediction.items()}
             self.items += sum(math.prod(array.shape[:-3]) for array in images.values())
-            _write_arrays(self.folder / f"batch-{batch_idx:05d}.npz", keys=np.array(batch.key), **images)
+            number = batch_idx * trainer.world_size + trainer.global_rank  # in the order of the split
+            _write_arrays(self.folder / f"batch-{number:05d}.npz", keys=np.array(keys), **images)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Describes the folder: from now on it is complete."""
+        """Describes the folder when all ranks have written: from now on it is complete."""
+        ranks = gather((self.keys, self.items, self.seconds))
+        if not trainer.is_global_zero:
+            return
+        batches = zip_longest(*(keys for keys, _, _ in ranks), fillvalue=[])
         info: Any = pl_module.info
         description = {
             "task": info.task,
@@ -81,13 +102,22 @@ class PredictionWriter(BasePredictionWriter):
             "title": info.title,
             "data": trainer.datamodule.manifest.sha256,  # type: ignore[attr-defined]
             "split": trainer.datamodule.predict_split,  # type: ignore[attr-defined]
-            "keys": self.keys,
+            "keys": [key for turn in batches for keys in turn for key in keys],
             "unseen": getattr(pl_module, "unseen", None),
             "strengths": getattr(pl_module, "strengths", None),
             "attributes": getattr(pl_module, "attributes", None),
-            "throughput": self.items / self.seconds,
+            "throughput": sum(items for _, items, _ in ranks) / max(seconds for _, _, seconds in ranks),
         }
         write_atomic(self.folder / DESCRIPTION, json.dumps(description, indent=1).encode())
+
+
+def gather(value: T) -> list[T]:
+    """The value of every rank, on every rank."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def read_description(folder: Path, task: str | None = None) -> dict[str, Any]:

@@ -199,16 +199,17 @@ class SpeechToMesh(System):
 
     def _measure(self, batch: SpeechBatch, split: str) -> None:
         predicted = self.animate(batch)
-        for i, length in enumerate(batch.lengths.tolist()):
+        for i in batch.real.nonzero()[:, 0].tolist():
+            length = int(batch.lengths[i])
             self.lip_error.update(predicted[i, :length], batch.vertices[i, :length], self.lips)
             self.vertex_error.update(predicted[i, :length], batch.vertices[i, :length])
         self.log(f"{split}/lve_l2_mm", self.lip_error, batch_size=len(batch), prog_bar=True)
         self.log(f"{split}/mve_mm", self.vertex_error, batch_size=len(batch))
 
     def predict_step(self, batch: SpeechBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Key -> (T, V, 3) vertices in metres."""
+        """Key -> (T, V, 3) vertices in metres, of the real clips."""
         predicted = self.animate(batch)
-        return {key: predicted[i, : batch.lengths[i]] for i, key in enumerate(batch.key)}
+        return {batch.key[i]: predicted[i, : batch.lengths[i]] for i in batch.real.nonzero()[:, 0].tolist()}
 
 
 class FaceEditing(System):

@@ -1,0 +1,306 @@
+"""Feature columns: what a frozen network makes of every sample, computed once and stored beside the shards.
+
+A column adds to a folder of shards, and changes nothing in it::
+
+    columns.json                   all columns: which network made them, how, and their tars with checksums
+    train-000000.tar
+    train-000000.<column>.tar      the same keys in the same order, one ``npy`` each
+
+The manifest does not know of columns, so that the identity of the data set stays what it is. A column knows the
+SHA-256 of every shard it was made from: shards that were built anew make it stale, and a stale column is refused.
+
+In a batch a column is an entry of ``features``; to the stream it is one more member of a sample.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from datamodules.errors import UserError
+from datamodules.shards import Manifest, Sample, Shard, npy_bytes, read_npy, write_atomic, write_shard
+
+SCHEMA = 1
+COLUMNS = "columns.json"
+
+Make = Callable[[Shard], Iterable[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class SideTar:
+    """One tar of a column: file, bytes and SHA-256, and the shard (file, SHA-256) that it was made from."""
+
+    file: str
+    bytes: int
+    sha256: str
+    shard: str
+    shard_sha256: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column holds.
+
+    Attributes:
+        name: of letters, digits, ``-`` and ``_``.
+        kind: of the backbone: ``speech``, ``identity`` ...
+        backbone: its specification when the column was made, for people to read.
+        weights: hash of its weights, see :func:`trainers.backbones.weight_hash`; what counts.
+        alignment: how features meet the frames of a clip (see :mod:`trainers.nets.speech_encoder`); such an array is
+            (N, *dims). None for one array (*dims) per sample, as for an image.
+        fps: frame rate they were aligned to; None where no frame rate matters (``native``, images).
+        dtype: ``float16`` or ``float32``, as stored.
+        dims: the array's shape, without the leading N of a clip.
+        tars: one for each shard.
+    """
+
+    name: str
+    kind: str
+    backbone: str
+    weights: str
+    alignment: str | None
+    fps: float | None
+    dtype: str
+    dims: list[int] = field(default_factory=list)
+    tars: list[SideTar] = field(default_factory=list)
+
+    @property
+    def member(self) -> str:
+        """The name under which the stream gives it to a decoder."""
+        return f"{self.name}.column.npy"
+
+    def beside(self, shard: Shard) -> Shard:
+        """The tar beside a shard, as a shard with the same keys."""
+        tar = next(tar for tar in self.tars if tar.shard == shard.file)
+        return replace(shard, file=tar.file, bytes=tar.bytes, sha256=tar.sha256, sizes=[], checksums=[])
+
+
+def read_columns(manifest: Manifest) -> dict[str, Column]:
+    """All columns of a folder by name; none where there is no ``columns.json``.
+
+    Raises:
+        UserError: a file that cannot be read.
+    """
+    path = manifest.root / COLUMNS
+    if not path.is_file():
+        return {}
+    try:
+        raw = json.loads(path.read_text())
+        if raw["schema"] != SCHEMA:
+            raise UserError(f"{path}: schema {raw['schema']}, expected {SCHEMA}; make the columns again")
+        return {
+            name: Column(**{**column, "name": name, "tars": [SideTar(**tar) for tar in column["tars"]]})
+            for name, column in raw["columns"].items()
+        }
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error!r}); delete it and make the columns again") from error
+
+
+def select_columns(manifest: Manifest, names: list[str]) -> dict[str, Column]:
+    """The columns of these names, ready to be read.
+
+    Raises:
+        UserError: no such column, or one that does not fit the shards (see :func:`column_problems`).
+    """
+    known = read_columns(manifest)
+    for name in names:
+        if name not in known:
+            listed = ", ".join(known) or "none"
+            raise UserError(
+                f"data.columns: {manifest.root} has no column '{name}' (columns: {listed}); "
+                "make it with 'facebench data features'"
+            )
+        for problem in column_problems(manifest, known[name]):
+            raise UserError(problem)
+    return {name: known[name] for name in names}
+
+
+def column_problems(manifest: Manifest, column: Column) -> list[str]:
+    """Why a column cannot be used with the shards it lies beside, one line each; checks sizes, reads no tar."""
+    problems = []
+    fps = manifest.fields.get("fps")
+    if column.fps is not None and column.fps != fps:
+        problems.append(
+            f"{manifest.root / COLUMNS}: column '{column.name}' is aligned to {column.fps:g} fps, but the clips have "
+            f"{fps:g}; make it again with 'facebench data features' under another name"
+        )
+    made = {tar.shard: tar for tar in column.tars}
+    for shard in manifest.shards:
+        tar = made.get(shard.file)
+        if tar is None or tar.shard_sha256 != shard.sha256:
+            found = "has no tar for" if tar is None else "was made from another"
+            problems.append(
+                f"{manifest.root / COLUMNS}: column '{column.name}' {found} {shard.file}; run 'facebench data features' again"
+            )
+            continue
+        path = manifest.root / tar.file
+        size = path.stat().st_size if path.is_file() else None
+        if size != tar.bytes:
+            what = "missing" if size is None else f"{size} bytes, expected {tar.bytes}"
+            problems.append(f"{path}: {what}; copy it again or run 'facebench data features' again")
+    return problems
+
+
+def build_column(manifest: Manifest, column: Column, make: Make, processes: int | None = None) -> Column:
+    """Makes the tars of a column in parallel processes, then lists it in ``columns.json``.
+
+    A killed build, run again, keeps the tars that were finished; so does one on a folder where some shards changed.
+
+    Args:
+        manifest: of the folder.
+        column: its description, without ``dims`` and ``tars``.
+        make: picklable; gives the array of each sample of a shard, in order.
+        processes: by default one per core.
+
+    Raises:
+        UserError: a name that cannot be a file's, or the folder has another column of that name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", column.name):
+        raise UserError(f"column '{column.name}': a name has letters, digits, - and _ only; give --name")
+    identity = _identity(column)
+    old = read_columns(manifest).get(column.name)
+    if old is not None and _identity(old) != identity:
+        before, now = _identity(old), identity
+        other = next(name for name in now if now[name] != before[name])
+        raise UserError(
+            f"{manifest.root / COLUMNS}: column '{column.name}' has {other} {before[other]}, this one {now[other]}; "
+            "give it another --name"
+        )
+
+    state = manifest.root / ".columns" / column.name
+    fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    if state.is_dir() and (state / "plan").read_text() != fingerprint:
+        shutil.rmtree(state)
+    write_atomic(state / "plan", fingerprint.encode())
+    results = [json.loads(path.read_text()) for path in state.glob("*.json")]
+    if old is not None:
+        results += [{"tar": asdict(tar), "dims": old.dims} for tar in old.tars]
+    wanted = {shard.file: shard.sha256 for shard in manifest.shards}
+    done = {
+        result["tar"]["shard"]: (SideTar(**result["tar"]), result["dims"])
+        for result in results
+        if wanted.get(result["tar"]["shard"]) == result["tar"]["shard_sha256"]
+        and _size(manifest, result["tar"]["file"]) == result["tar"]["bytes"]
+    }
+
+    todo = [shard for shard in manifest.shards if shard.file not in done]
+    bar_columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    if todo:
+        context = multiprocessing.get_context("spawn")
+        workers = min(processes or os.cpu_count() or 1, len(todo))
+        with Progress(*bar_columns) as progress, ProcessPoolExecutor(workers, mp_context=context) as pool:
+            bar = progress.add_task(f"column {column.name}", total=len(wanted), completed=len(done))
+            futures = [pool.submit(_make_tar, manifest, column, shard, make) for shard in todo]
+            try:
+                for future in as_completed(futures):
+                    tar, dims = future.result()
+                    done[tar.shard] = (tar, dims)
+                    progress.advance(bar)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    shapes = sorted({tuple(dims) for _, dims in done.values()})
+    if len(shapes) != 1:
+        raise UserError(
+            f"column '{column.name}': arrays of shapes {shapes}; a backbone must give one shape for all samples"
+        )
+    whole = replace(column, dims=list(shapes[0]), tars=[done[shard.file][0] for shard in manifest.shards])
+    columns = {**read_columns(manifest), column.name: whole}
+    raw = {name: {key: value for key, value in asdict(c).items() if key != "name"} for name, c in columns.items()}
+    write_atomic(manifest.root / COLUMNS, json.dumps({"schema": SCHEMA, "columns": raw}, indent=1).encode())
+    shutil.rmtree(state)
+    if not any(state.parent.iterdir()):
+        state.parent.rmdir()
+    return whole
+
+
+def _identity(column: Column) -> dict[str, Any]:
+    """What decides the contents; the same weights under another path are the same column."""
+    names = ("kind", "weights", "alignment", "fps", "dtype")
+    return {name: getattr(column, name) for name in names}
+
+
+def _size(manifest: Manifest, file: str) -> int | None:
+    path = manifest.root / file
+    return path.stat().st_size if path.is_file() else None
+
+
+def _make_tar(manifest: Manifest, column: Column, shard: Shard, make: Make) -> tuple[SideTar, list[int]]:
+    shapes = set()
+
+    def samples() -> Iterable[Sample]:
+        for key, array in zip(shard.keys, make(shard), strict=True):
+            stored = np.ascontiguousarray(array, dtype=column.dtype)
+            if not np.isfinite(stored).all():
+                raise UserError(
+                    f"{manifest.root / shard.file}: the features of sample '{key}' are not finite in {column.dtype}; "
+                    "store them as --precision float32"
+                )
+            shapes.add(stored.shape if column.alignment is None else stored.shape[1:])
+            yield Sample(key, 1, {"npy": npy_bytes(stored)})
+
+    file = f"{shard.file.removesuffix('.tar')}.{column.name}.tar"
+    written = write_shard(manifest.root / file, shard.split, samples())
+    if len(shapes) != 1:
+        raise UserError(f"{manifest.root / shard.file}: features of shapes {sorted(shapes)}, expected one shape")
+    tar, dims = SideTar(file, written.bytes, written.sha256, shard.file, shard.sha256), list(shapes.pop())
+    state = manifest.root / ".columns" / column.name / f"{file}.json"
+    write_atomic(state, json.dumps({"tar": asdict(tar), "dims": dims}).encode())
+    return tar, dims
+
+
+def decode_columns(
+    columns: dict[str, Column], members: dict[str, bytes], frames: int | None = None
+) -> dict[str, Tensor]:
+    """Column name -> array of one sample, float32.
+
+    Args:
+        columns: those to decode.
+        members: the sample's, with the columns' among them.
+        frames: length of the clip.
+
+    Raises:
+        ValueError: an array of another shape than its column says, or of another number of frames than the clip.
+    """
+    features = {}
+    for name, column in columns.items():
+        array = read_npy(members[column.member])
+        shape = array.shape if column.alignment is None else array.shape[1:]
+        if list(shape) != column.dims:
+            raise ValueError(f"column '{name}' has shape {array.shape}, expected {column.dims}")
+        if column.alignment == "interpolate" and len(array) != frames:
+            raise ValueError(f"column '{name}' has {len(array)} frames, the clip {frames}")
+        features[name] = torch.from_numpy(array.astype(np.float32))
+    return features
+
+
+def collate_columns(
+    columns: dict[str, Column], samples: list[dict[str, Tensor]]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Stacks the features of samples, those of clips padded by zeros at the end.
+
+    Returns:
+        Column name -> (B, N, *dims) or (B, *dims), and for those of clips how many of N are real, (B,) int64.
+    """
+    features, lengths = {}, {}
+    for name, column in columns.items():
+        arrays = [sample[name] for sample in samples]
+        if column.alignment is None:
+            features[name] = torch.stack(arrays)
+        else:
+            features[name] = pad_sequence(arrays, batch_first=True)
+            lengths[name] = torch.tensor([len(array) for array in arrays])
+    return features, lengths
