@@ -142,7 +142,8 @@ def column_problems(manifest: Manifest, column: Column) -> list[str]:
         if tar is None or tar.shard_sha256 != shard.sha256:
             found = "has no tar for" if tar is None else "was made from another"
             problems.append(
-                f"{manifest.root / COLUMNS}: column '{column.name}' {found} {shard.file}; run 'facebench data features' again"
+                f"{manifest.root / COLUMNS}: column '{column.name}' {found} {shard.file}; "
+                "run 'facebench data features' again"
             )
             continue
         path = manifest.root / tar.file

@@ -41,7 +41,7 @@ def batch_of(root, split: str = "train", size: int = 6) -> SpeechBatch:
 
 def one_of(batch: SpeechBatch, i: int) -> SpeechBatch:
     """A batch of one clip, without padding."""
-    fields = {name: value[i : i + 1] for name, value in vars(batch).items()}
+    fields = {name: value[i : i + 1] for name, value in vars(batch).items() if not isinstance(value, dict)}
     fields["audio"] = fields["audio"][:, : batch.audio_lengths[i]]
     for name in ("vertices", "weights"):
         fields[name] = fields[name][:, : batch.lengths[i]]
