@@ -1,5 +1,7 @@
 """What goes wrong by the user's hand, and what is wrong with a sample."""
 
+import re
+
 
 class UserError(Exception):
     """A mistake in what the user gave: a file, a field, an option.
@@ -20,3 +22,15 @@ class BadSample(Exception):  # noqa: N818  (it names the sample, which may be sk
     def __init__(self, kind: str, detail: str = "") -> None:
         super().__init__(f"{kind} ({detail})" if detail else kind)
         self.kind = kind
+
+
+def parsing_error(error: Exception) -> UserError:
+    """What jsonargparse says of a wrong option over many lines, in one."""
+    text = str(error)
+    place = re.findall(r"class_path '([\w.]+)'", text)
+    unknown = re.findall(r"Option '([^']+)' is not accepted", text)
+    if place and unknown:
+        return UserError(f"option '{unknown[-1]}': {place[-1]} has none of that name; see its docstring")
+    noise = ("Subtypes:", "Errors:", "Given value", "Does not validate", "- Expected a <class 'NoneType'>")
+    lines = (line.strip() for line in text.splitlines())
+    return UserError(" ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(noise)))

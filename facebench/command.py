@@ -5,7 +5,9 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable
 from typing import Any
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
+
+from datamodules.errors import parsing_error
 
 
 class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -13,10 +15,22 @@ class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 
 def run_command(function: Callable[..., Any], prog: str, args: list[str]) -> None:
-    """Parses ``args`` by the signature of ``function`` and calls it; wrong arguments exit with 2."""
+    """Parses ``args`` by the signature of ``function`` and calls it.
+
+    Raises:
+        UserError: wrong arguments.
+    """
     description = inspect.getdoc(function) or ""
     parser = ArgumentParser(
-        prog=prog, description=description.split("\nArgs:")[0], formatter_class=_Formatter, default_env=False
+        prog=prog,
+        description=description.split("\nArgs:")[0],
+        formatter_class=_Formatter,
+        default_env=False,
+        exit_on_error=False,
     )
     parser.add_function_arguments(function, as_group=False)
-    function(**parser.parse_args(args).as_dict())
+    try:
+        options = parser.parse_args(args).as_dict()
+    except ArgumentError as error:
+        raise parsing_error(error) from error
+    function(**options)

@@ -26,12 +26,14 @@ from typing import Any, Literal
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from jsonargparse import ArgumentError
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities import rank_zero_only
 
 from datamodules.datamodule import ShardDataModule
-from datamodules.errors import UserError
+from datamodules.errors import UserError, parsing_error
 from datamodules.shards import write_atomic
 from trainers.predictions import PredictionWriter, gather
 
@@ -110,7 +112,10 @@ class RunCLI(LightningCLI):
             seed_everything_default=1,
             save_config_callback=None,
             trainer_defaults={"use_distributed_sampler": False, "enable_checkpointing": False},
-            parser_kwargs={verb: {"prog": f"facebench {verb}"} for verb in self.subcommands()},
+            parser_kwargs={
+                "exit_on_error": False,
+                **{verb: {"prog": f"facebench {verb}", "exit_on_error": False} for verb in self.subcommands()},
+            },
             args=args,
         )
 
@@ -130,6 +135,8 @@ class RunCLI(LightningCLI):
         run = Path(config.run)
         config.trainer.default_root_dir = str(run)
         last = run / LAST
+        if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
+            raise UserError(f"--ckpt_path {config.ckpt_path}: no such checkpoint; 'facebench fit' writes {last}")
         if config.ckpt_path is None and last.is_file():
             config.ckpt_path = str(last)
         if config.ckpt_path is None and self.subcommand != "fit":
@@ -147,7 +154,13 @@ class RunCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses what the caller gave; Lightning would warn that the command line says something too."""
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise parsing_error(error) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would put the checkpoint's system in the place of the config's without a word."""
 
     def instantiate_classes(self) -> None:
         """As Lightning's; but jsonargparse wraps what a data module raises, and the user's mistake is inside."""
@@ -174,7 +187,9 @@ def loggers(run: Path, names: list[str]) -> list[Logger]:
     made: list[Logger] = []
     if "csv" in names:
         metrics = run / "logs" / "metrics.csv"
-        if metrics.is_file():  # Lightning would delete what the run logged before it was resumed
+        if (
+            rank_zero_only.rank == 0 and metrics.is_file()
+        ):  # Lightning would delete what the run logged before it was resumed
             metrics.rename(metrics.with_stem(f"metrics-{len(list(metrics.parent.glob('metrics*.csv')))}"))
         made.append(CSVLogger(run, name="", version="logs"))
     if "tensorboard" in names:
