@@ -32,6 +32,11 @@ def read_audio(path: str | Path) -> np.ndarray:
         raise UserError(f"{path}: holds no samples")
     if not np.isfinite(samples).all():
         raise UserError(f"{path}: holds samples that are not finite; export it again")
+    return mono_16khz(samples, rate)
+
+
+def mono_16khz(samples: np.ndarray, rate: int) -> np.ndarray:
+    """(S, channels) samples in [-1, 1] at any rate -> (S',) float32 in [-1, 1], the mean of the channels, 16 kHz."""
     mono = samples.mean(axis=1)
     if rate != SAMPLE_RATE:
         common = gcd(rate, SAMPLE_RATE)

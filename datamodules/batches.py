@@ -18,11 +18,11 @@ class FaceBatch:
         key: sample keys, length B.
         image: (B, 3, H, W) float32 in [-1, 1].
         attributes: (B, A) float32, 0 or 1, in the order of the manifest's ``attributes``.
-        identity: (B,) int64, the identity's number, unique over all splits.
-        age: (B,) float32, years.
-        mask: (B, H, W) uint8, index into the manifest's ``mask_classes``.
-        landmarks: (B, 68, 2) float32, x and y in pixels.
-        captions: B lists of English captions.
+        identity: (B,) int64, the identity's number, unique over all splits; -1 where it is not known.
+        age: (B,) float32, years; NaN where it is not known.
+        mask: (B, H, W) uint8, index into the manifest's ``mask_classes``; (B, 0, 0) where the data has none.
+        landmarks: (B, 68, 2) float32, x and y in pixels; another number of points, or none, where the data has it so.
+        captions: B lists of English captions; empty lists where the data has none.
         features: feature column -> (B, ...) float32.
         real: (B,) bool, False for a stand-in; all True where it is not given.
     """
@@ -54,17 +54,18 @@ class SpeechBatch:
         key: sample keys, length B.
         audio: (B, S) float32 mono waveform at 16 kHz in [-1, 1], zero where padded.
         audio_lengths: (B,) int64, samples.
-        vertices: (B, T, V, 3) float32, metres, without head motion; the template where padded.
+        vertices: (B, T, V, 3) float32, metres (or the manifest's ``unit``), without head motion; the template where
+            padded. V = 0 where the data has rig controls alone.
         lengths: (B,) int64, frames.
         template: (B, V, 3) float32, the subject's neutral mesh in metres.
         subject: subject names, length B.
         subject_index: (B,) int64, index into the training subjects, -1 for a subject not among them.
-        emotion: (B,) int64, index into the manifest's ``emotions``.
-        intensity: (B,) int64, 0, 1 or 2.
+        emotion: (B,) int64, index into the manifest's ``emotions``; -1 where it is not known.
+        intensity: (B,) int64, 0, 1 or 2; -1 where it is not known.
         weights: (B, T, C) float32 rig controls in [0, 1] (C = 0 where the data has none).
-        transcript: B sentences.
-        words: B lists of (word, start, end) in seconds.
-        phonemes: B lists of (phoneme, start, end) in seconds.
+        transcript: B sentences; empty where the data has none.
+        words: B lists of (word, start, end) in seconds; empty where the data has none.
+        phonemes: B lists of (phoneme, start, end) in seconds; empty where the data has none.
         features: feature column -> (B, N, D) float32, zero where padded.
         feature_lengths: feature column -> (B,) int64, how many of N are real.
         real: (B,) bool, False for a stand-in; all True where it is not given.

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,14 +38,19 @@ class FaceDataModule(ShardDataModule):
         return {
             "key": key,
             "image": torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1,
-            "mask": torch.from_numpy(read_png(members["mask.png"], self.size, None)),
+            "mask": self._mask(members),
             "attributes": torch.tensor(labels["attributes"], dtype=torch.float32),
-            "identity": labels["identity"],
-            "age": labels["age"],
-            "landmarks": torch.tensor(labels["landmarks"], dtype=torch.float32),
+            "identity": -1 if labels["identity"] is None else labels["identity"],
+            "age": math.nan if labels["age"] is None else labels["age"],
+            "landmarks": torch.tensor(labels["landmarks"], dtype=torch.float32).reshape(-1, 2),
             "captions": labels["captions"],
             "features": decode_columns(self.columns, members),
         }
+
+    def _mask(self, members: dict[str, bytes]) -> torch.Tensor:
+        if not self.manifest.fields["mask_classes"]:
+            return torch.zeros((0, 0), dtype=torch.uint8)
+        return torch.from_numpy(read_png(members["mask.png"], self.size, None))
 
     def collate(self, samples: list[dict[str, Any]]) -> FaceBatch:
         """Stacks samples."""

@@ -104,6 +104,7 @@ class SpeechDataModule(ShardDataModule):
     def collate(self, samples: list[dict[str, Any]]) -> SpeechBatch:
         """Pads to the longest clip: meshes by the template, audio and weights by zero."""
         emotions = self.manifest.fields["emotions"]
+        felt, strengths = ([sample[name] for sample in samples] for name in ("emotion", "intensity"))
         number = {subject: i for i, subject in enumerate(self.train_subjects)}
         templates = torch.stack([sample["template"] for sample in samples])
         lengths = torch.tensor([len(sample["vertices"]) for sample in samples])
@@ -120,8 +121,8 @@ class SpeechDataModule(ShardDataModule):
             template=templates,
             subject=[sample["subject"] for sample in samples],
             subject_index=torch.tensor([number.get(sample["subject"], -1) for sample in samples]),
-            emotion=torch.tensor([emotions.index(sample["emotion"]) for sample in samples]),
-            intensity=torch.tensor([sample["intensity"] for sample in samples]),
+            emotion=torch.tensor([-1 if each is None else emotions.index(each) for each in felt]),
+            intensity=torch.tensor([-1 if each is None else each for each in strengths]),
             weights=pad_sequence([sample["weights"] for sample in samples], batch_first=True),
             transcript=[sample["transcript"] for sample in samples],
             words=[[(w, s, e) for w, s, e in sample["words"]] for sample in samples],

@@ -187,6 +187,8 @@ class SpeechToMesh(System):
                 f"model.subjects: {self.subjects}, but {data.root} trains on {data.train_subjects}; "
                 "list the same names in the same order"
             )
+        if "lips" not in data.regions:
+            raise UserError(f"{data.root}: no region 'lips' to measure; build the shards with --regions.lips FILE")
         self.lips = torch.as_tensor(data.regions["lips"])
 
     def validation_step(self, batch: SpeechBatch, batch_idx: int) -> None:

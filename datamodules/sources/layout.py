@@ -1,0 +1,107 @@
+"""What all sources share: looking for files, taking a part, spreading samples over shards, saying what is absent."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from rich.console import Console
+
+from datamodules.errors import UserError
+from datamodules.shards import Sample, ShardJob
+
+T = TypeVar("T")
+
+
+def need(root: Path, *names: str) -> Path:
+    """The first of several places under ``root`` that exists.
+
+    Raises:
+        UserError: none does; names all of them.
+    """
+    for name in names:
+        if (root / name).exists():
+            return root / name
+    raise UserError(f"{root}: holds no {' or '.join(names)}; point --root at the folder of the official release")
+
+
+def need_folder(root: Path) -> Path:
+    """``root`` itself.
+
+    Raises:
+        UserError: no such folder.
+    """
+    if not root.is_dir():
+        raise UserError(f"--root {root}: no such folder; give the folder of the official release")
+    return root
+
+
+def shard_jobs(
+    splits: dict[str, list[T]], make: Callable[[list[T]], Iterable[Sample]], per_shard: int, limit: int | None = None
+) -> list[ShardJob]:
+    """Deals the items of each split over shards of equal size, so that each shard is a cross-section of its split.
+
+    Args:
+        splits: split -> items; what an item is, is the source's own.
+        make: items -> samples; runs in another process, one shard at a time.
+        per_shard: most items in a shard.
+        limit: takes only the first so many items of each split.
+
+    Raises:
+        UserError: ``limit`` is not positive.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: expected at least 1, the number of samples to take of each split")
+    jobs = []
+    for split, items in splits.items():
+        taken = items[:limit]
+        count = -(-len(taken) // per_shard)
+        jobs += [ShardJob(f"{split}-{i:06d}.tar", split, partial(make, taken[i::count])) for i in range(count)]
+    return jobs
+
+
+def report_absent(name: str, absent: Sequence[str], total: int, reason: str) -> None:
+    """One line on standard error: how much of a data set is not there, and what."""
+    if absent:
+        listed = ", ".join(absent[:6]) + (" ..." if len(absent) > 6 else "")
+        message = f"{name}: {len(absent)} of {total} {reason}: {listed}"
+        Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+
+
+def npy_shape(path: Path, floats: bool = True) -> tuple[int, ...]:
+    """Shape of a ``.npy`` file, from its header alone.
+
+    Raises:
+        UserError: not such a file, or not of numbers that are ``floats``.
+    """
+    array = open_npy(path)
+    if floats and not np.issubdtype(array.dtype, np.floating):
+        raise UserError(f"{path}: holds {array.dtype}, expected floating-point numbers; convert it again")
+    return array.shape
+
+
+def open_npy(path: Path) -> np.ndarray:
+    """A ``.npy`` file, memory-mapped: only what is indexed is read.
+
+    Raises:
+        UserError: no such file, or one that is damaged or holds Python objects.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected an array of the official release")
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path}: not a readable npy file of numbers ({error}); copy or convert it again") from error
+
+
+def read_text(path: Path) -> str:
+    """A text file.
+
+    Raises:
+        UserError: no such file, or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text ({error}); copy it again") from error
