@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from datamodules.errors import UserError
-from datamodules.shards import Manifest, Sample, Shard, npy_bytes, read_npy, write_atomic, write_shard
+from datamodules import remote
+from datamodules.errors import BadSample, UserError
+from datamodules.shards import Manifest, Sample, Shard, is_inside, npy_bytes, read_npy, write_atomic, write_shard
 
 SCHEMA = 1
 COLUMNS = "columns.json"
@@ -40,11 +42,14 @@ Make = Callable[[Shard], Iterable[np.ndarray]]
 
 @dataclass(frozen=True)
 class SideTar:
-    """One tar of a column: file, bytes and SHA-256, and the shard (file, SHA-256) that it was made from."""
+    """One tar of a column: as a :class:`Shard` its file, bytes, SHA-256, and sizes and checksums of its samples; and
+    the shard (file, SHA-256) that it was made from."""
 
     file: str
     bytes: int
     sha256: str
+    sizes: list[int]
+    checksums: list[int]
     shard: str
     shard_sha256: str
 
@@ -83,48 +88,64 @@ class Column:
 
     def beside(self, shard: Shard) -> Shard:
         """The tar beside a shard, as a shard with the same keys."""
-        tar = next(tar for tar in self.tars if tar.shard == shard.file)
-        return replace(shard, file=tar.file, bytes=tar.bytes, sha256=tar.sha256, sizes=[], checksums=[])
+        tar = next(tar for tar in self.tars if tar.shard_sha256 == shard.sha256)
+        return Shard(tar.file, shard.split, tar.bytes, tar.sha256, shard.keys, shard.lengths, tar.sizes, tar.checksums)
 
 
 def read_columns(manifest: Manifest) -> dict[str, Column]:
-    """All columns of a folder by name; none where there is no ``columns.json``.
+    """All columns of a data set by name; none where there is no ``columns.json``.
 
     Raises:
         UserError: a file that cannot be read.
     """
-    path = manifest.root / COLUMNS
-    if not path.is_file():
+    path = manifest.root / COLUMNS if manifest.url is None else f"{manifest.url}/{COLUMNS}"
+    if isinstance(path, Path) and not path.is_file():
         return {}
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text() if isinstance(path, Path) else remote.read_file(path))
         if raw["schema"] != SCHEMA:
             raise UserError(f"{path}: schema {raw['schema']}, expected {SCHEMA}; make the columns again")
-        return {
+        columns = {
             name: Column(**{**column, "name": name, "tars": [SideTar(**tar) for tar in column["tars"]]})
             for name, column in raw["columns"].items()
         }
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        for tar in (tar for column in columns.values() for tar in column.tars):
+            if not is_inside(tar.file) or "/" in tar.file:
+                raise UserError(f"{path}: '{tar.file}' is not a file of this folder; the list is damaged or forged")
+        return columns
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error!r}); delete it and make the columns again") from error
 
 
-def select_columns(manifest: Manifest, names: list[str]) -> dict[str, Column]:
-    """The columns of these names, ready to be read.
+def select_columns(manifests: list[Manifest], names: list[str]) -> dict[str, Column]:
+    """The columns of these names, ready to be read; the data sets of a mix must all have them.
 
     Raises:
-        UserError: no such column, or one that does not fit the shards (see :func:`column_problems`).
+        UserError: no such column, one that does not fit the shards (see :func:`column_problems`), or another one
+            under the same name in each data set of a mix.
     """
-    known = read_columns(manifest)
-    for name in names:
-        if name not in known:
-            listed = ", ".join(known) or "none"
-            raise UserError(
-                f"data.columns: {manifest.root} has no column '{name}' (columns: {listed}); "
-                "make it with 'facebench data features'"
-            )
-        for problem in column_problems(manifest, known[name]):
-            raise UserError(problem)
-    return {name: known[name] for name in names}
+    selected: dict[str, Column] = {}
+    for manifest in manifests if names else []:
+        known = read_columns(manifest)
+        for name in names:
+            if name not in known:
+                listed = ", ".join(known) or "none"
+                raise UserError(
+                    f"data.columns: {manifest.root} has no column '{name}' (columns: {listed}); "
+                    "make it with 'facebench data features'"
+                )
+            column = known[name]
+            for problem in column_problems(manifest, column):
+                raise UserError(problem)
+            first = selected.setdefault(name, column)
+            if _identity(first) != _identity(column):
+                raise UserError(
+                    f"data.columns: column '{name}' of {manifest.root} is another than that of {manifests[0].root} "
+                    f"({_difference(first, column)}); make one of them again"
+                )
+            if first is not column:
+                selected[name] = replace(first, tars=first.tars + column.tars)
+    return selected
 
 
 def column_problems(manifest: Manifest, column: Column) -> list[str]:
@@ -146,11 +167,10 @@ def column_problems(manifest: Manifest, column: Column) -> list[str]:
                 "run 'facebench data features' again"
             )
             continue
-        path = manifest.root / tar.file
-        size = path.stat().st_size if path.is_file() else None
-        if size != tar.bytes:
+        size = _size(manifest, tar.file)
+        if size != tar.bytes and manifest.url is None:
             what = "missing" if size is None else f"{size} bytes, expected {tar.bytes}"
-            problems.append(f"{path}: {what}; copy it again or run 'facebench data features' again")
+            problems.append(f"{manifest.root / tar.file}: {what}; copy it again or run 'facebench data features' again")
     return problems
 
 
@@ -170,14 +190,14 @@ def build_column(manifest: Manifest, column: Column, make: Make, processes: int 
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", column.name):
         raise UserError(f"column '{column.name}': a name has letters, digits, - and _ only; give --name")
+    if manifest.url is not None:
+        raise UserError(f"{manifest.url}: columns are written beside shards in a folder; copy the data set first")
     identity = _identity(column)
     old = read_columns(manifest).get(column.name)
     if old is not None and _identity(old) != identity:
-        before, now = _identity(old), identity
-        other = next(name for name in now if now[name] != before[name])
         raise UserError(
-            f"{manifest.root / COLUMNS}: column '{column.name}' has {other} {before[other]}, this one {now[other]}; "
-            "give it another --name"
+            f"{manifest.root / COLUMNS}: has another column '{column.name}' ({_difference(old, column)}); "
+            "give this one another --name"
         )
 
     state = manifest.root / ".columns" / column.name
@@ -234,6 +254,11 @@ def _identity(column: Column) -> dict[str, Any]:
     return {name: getattr(column, name) for name in names}
 
 
+def _difference(old: Column, new: Column) -> str:
+    before, now = _identity(old), _identity(new)
+    return ", ".join(f"{name} {before[name]}, here {now[name]}" for name in now if now[name] != before[name])
+
+
 def _size(manifest: Manifest, file: str) -> int | None:
     path = manifest.root / file
     return path.stat().st_size if path.is_file() else None
@@ -257,7 +282,8 @@ def _make_tar(manifest: Manifest, column: Column, shard: Shard, make: Make) -> t
     written = write_shard(manifest.root / file, shard.split, samples())
     if len(shapes) != 1:
         raise UserError(f"{manifest.root / shard.file}: features of shapes {sorted(shapes)}, expected one shape")
-    tar, dims = SideTar(file, written.bytes, written.sha256, shard.file, shard.sha256), list(shapes.pop())
+    tar = SideTar(file, written.bytes, written.sha256, written.sizes, written.checksums, shard.file, shard.sha256)
+    dims = list(shapes.pop())
     state = manifest.root / ".columns" / column.name / f"{file}.json"
     write_atomic(state, json.dumps({"tar": asdict(tar), "dims": dims}).encode())
     return tar, dims
@@ -274,16 +300,16 @@ def decode_columns(
         frames: length of the clip.
 
     Raises:
-        ValueError: an array of another shape than its column says, or of another number of frames than the clip.
+        BadSample: an array of another shape than its column says, or of another number of frames than the clip.
     """
     features = {}
     for name, column in columns.items():
         array = read_npy(members[column.member])
         shape = array.shape if column.alignment is None else array.shape[1:]
         if list(shape) != column.dims:
-            raise ValueError(f"column '{name}' has shape {array.shape}, expected {column.dims}")
+            raise BadSample("wrong features", f"column '{name}' of shape {array.shape}, expected {column.dims}")
         if column.alignment == "interpolate" and len(array) != frames:
-            raise ValueError(f"column '{name}' has {len(array)} frames, the clip {frames}")
+            raise BadSample("wrong features", f"column '{name}' of {len(array)} frames, the clip has {frames}")
         features[name] = torch.from_numpy(array.astype(np.float32))
     return features
 

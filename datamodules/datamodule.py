@@ -84,7 +84,7 @@ class ShardDataModule(pl.LightningDataModule):
         self.max_bad_share = max_bad_share
         self.manifests = [Manifest.read(source.root, self.kind) for source in sources]
         self.manifest = self.manifests[0] if len(sources) == 1 else self._mixed()
-        self.columns = select_columns(self.manifest, columns or [])
+        self.columns = select_columns(self.manifests, columns or [])
 
     def _mixed(self) -> Manifest:
         """One description of all data sets of a mix."""
