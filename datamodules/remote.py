@@ -73,6 +73,15 @@ def fetch_manifest(url: str) -> Path:
     return folder
 
 
+def read_file(url: str) -> bytes:
+    """Fetches a small file, always anew.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    return _persistently(url, _read)
+
+
 def fetch_file(url: str, path: Path, sha256: str) -> None:
     """Fetches a file that lies beside the manifest, unless it is there.
 
@@ -196,10 +205,9 @@ def _persistently(url: str, use: Callable[[IO[bytes]], T]) -> T:
 
 
 def _options(url: str) -> dict[str, Any]:
-    # A file is read once from its start: fsspec's caches would only hold it a second time.
-    return (
-        {"cache_type": "readahead", "block_size": BLOCK} if url.startswith(("http", "s3", "gs", "az", "abfs")) else {}
-    )
+    # One request that streams the file from its start; fsspec's HTTP files would ask for ranges, and not every server
+    # has them.
+    return {"block_size": 0} if url.startswith("http") else {}
 
 
 def _read(file: IO[bytes]) -> bytes:

@@ -317,27 +317,26 @@ class BatchPlan(Sampler[list[int]]):
         if not self.shuffle:
             return list(self._in_order())
         rng = random.Random(f"{self.seed}-{self.epoch}")
-        cut = self._pools if self.frames_per_batch is None else self._buckets
-        return list(islice(cut(self._samples(rng), rng), self.total))
+        if self.frames_per_batch is None:
+            samples = islice(self._samples(rng), self.total * self.batch_size)  # type: ignore[operator]
+            return list(self._pools(samples, rng))
+        return list(islice(self._buckets(self._samples(rng), rng), self.total))
 
     @cached_property
     def total(self) -> int:
         """Batches of an epoch over all ranks."""
         if not self.shuffle:
             return sum(1 for _ in self._in_order())
+        if self.frames_per_batch is None:
+            full, rest = divmod(len(self.lengths), self.batch_size)  # type: ignore[arg-type]
+            return full + (rest > 0) if len(self.mix) == 1 else max(1, full)
         if len(self.mix) == 1:
-            if self.frames_per_batch is None:
-                return -(-len(self.lengths) // self.batch_size)  # type: ignore[operator]
-            buckets = Counter(map(self._bucket, self.lengths))
-            return sum(-(-number // self._bucket_size(bucket)) for bucket, number in buckets.items())
+            return sum(1 for _ in self._buckets(range(len(self.lengths)), random.Random(0)))
         # Of a mix as many batches as its samples fill on average.
         filled = 0.0
         for share, (start, end) in zip(self._shares, self._ranges, strict=True):
-            if self.frames_per_batch is None:
-                filled += share / self.batch_size  # type: ignore[operator]
-            else:
-                parts = [1 / self._bucket_size(self._bucket(length)) for length in self.lengths[start:end]]
-                filled += share * sum(parts) / len(parts)
+            parts = [1 / self._bucket_size(self._bucket(length)) for length in self.lengths[start:end]]
+            filled += share * sum(parts) / len(parts)
         return max(1, round(filled))
 
     def state_dict(self) -> dict[str, Any]:
@@ -406,8 +405,10 @@ class BatchPlan(Sampler[list[int]]):
     @cached_property
     def _shares(self) -> list[int]:
         """Samples that each data set gives to an epoch."""
+        samples = len(self.lengths) if self.batch_size is None else self.total * self.batch_size
         whole = sum(weight for _, weight in self.mix)
-        return [max(1, round(len(self.lengths) * weight / whole)) for _, weight in self.mix]
+        edges = [round(samples * part / whole) for part in accumulate((weight for _, weight in self.mix), initial=0.0)]
+        return [end - start for start, end in pairwise(edges)]
 
     def _samples(self, rng: random.Random) -> Iterator[int]:
         if len(self.mix) == 1:
@@ -447,7 +448,10 @@ class BatchPlan(Sampler[list[int]]):
             yield from batches
 
     def _buckets(self, samples: Iterable[int], rng: random.Random) -> Iterator[list[int]]:
-        """Batches within the budget of frames: a sample joins those of about its length until they are enough."""
+        """Batches within the budget of frames: a sample joins those of about its length until they are enough.
+
+        How many there are follows from the lengths alone, so that it is the same in every order.
+        """
         waiting: dict[int, list[int]] = {}
         for number in samples:
             bucket = self._bucket(self.lengths[number])
@@ -455,9 +459,18 @@ class BatchPlan(Sampler[list[int]]):
             batch.append(number)
             if len(batch) == self._bucket_size(bucket):
                 yield waiting.pop(bucket)
-        rest = list(waiting.values())
-        rng.shuffle(rest)
-        yield from rest
+        rest: list[int] = []
+        batches = []
+        for bucket, left in sorted(waiting.items()):
+            rest += left
+            size = self._bucket_size(bucket)
+            while len(rest) >= size:
+                batches.append(rest[:size])
+                rest = rest[size:]
+        if rest:
+            batches.append(rest)
+        rng.shuffle(batches)
+        yield from batches
 
     def _bucket(self, length: int) -> int:
         return math.ceil(math.log(length, BUCKET) - 1e-9)

@@ -1,5 +1,6 @@
 """Tiny data sets that take no synthesiser and no renderer: random values in the formats that facebench reads."""
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -33,7 +34,8 @@ def write_data_set(root: Path, kind: str, fields: dict, splits: dict[str, list[l
         for split, groups in splits.items()
         for i, samples in enumerate(groups)
     ]
-    raw = {"schema": 1, "kind": kind, "name": "test data", "fields": fields, "files": {}, "shards": shards}
+    checksums = {name: hashlib.sha256(contents).hexdigest() for name, contents in files.items()}
+    raw = {"schema": 1, "kind": kind, "name": "test data", "fields": fields, "files": checksums, "shards": shards}
     write_atomic(root / "manifest.json", json.dumps(raw).encode())
     Manifest.read(root, kind)
     return root

@@ -1,3 +1,7 @@
+import warnings
+from itertools import chain, pairwise
+from types import SimpleNamespace
+
 import pytest
 import torch
 import webdataset as wds
@@ -49,6 +53,103 @@ def test_batches_hold_clips_of_similar_length():
     plan = BatchPlan([shard], 8, shuffle=True)
     padded = sum(max(lengths[i] for i in batch) * len(batch) for batch in plan)
     assert padded < 1.1 * sum(lengths)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_budget_of_frames_is_kept(world):
+    lengths = torch.randint(1, 300, (700,), generator=torch.Generator().manual_seed(0)).tolist()
+    cut = [0, 10, 400, 430, 700]
+    parts = [Shard(f"{a}.tar", "train", 0, "", [str(i) for i in range(a, b)], lengths[a:b]) for a, b in pairwise(cut)]
+    plans = [BatchPlan(parts, shuffle=True, frames_per_batch=1000, rank=r, world=world) for r in range(world)]
+    for epoch in range(3):
+        for plan in plans:
+            plan.set_epoch(epoch)
+        assert sorted(n for batch in plans[0].all_batches() for n in batch) == list(range(700))
+        batches = [list(plan) for plan in plans]
+        assert {len(rank) for rank in batches} == {len(plans[0])}, "the same on every rank and in every epoch"
+        padded = [len(batch) * max(lengths[n] for n in batch) for rank in batches for batch in rank]
+        assert max(padded) <= 1000
+        assert sum(padded) / len(padded) > 750
+    evaluation = BatchPlan(parts, shuffle=False, frames_per_batch=250)
+    assert [n for batch in evaluation for n in batch] == list(range(700))
+    assert all(len(batch) * max(lengths[n] for n in batch) <= 250 or len(batch) == 1 for batch in evaluation)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_killed_anywhere_the_rest_is_what_it_would_have_been(faces_root, world, num_workers):
+    """Ranks that resume one by one, within an epoch and at its border; the last one also on other workers."""
+
+    def loader(rank, workers=num_workers):
+        data = FaceDataModule(str(faces_root), batch_size=2, num_workers=workers, seed=5)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world)
+        return data.train_dataloader()
+
+    for rank in range(world):
+        whole = loader(rank, 0)
+        expected = [batch.key for _ in range(2) for batch in whole]
+        length = len(whole)
+        assert len(expected) == 2 * length == 2 * (9 // world)
+        for given in {1, length, length + 1} if rank == world - 1 else {length - 1}:
+            killed = loader(rank)
+            stream = chain.from_iterable(killed for _ in range(2))
+            before = [next(stream).key for _ in range(given)]
+            state = killed.state_dict()
+            assert state["epoch"] * length + state["given"] // world == given
+            resumed = loader(rank)
+            resumed.load_state_dict(state)
+            after = [batch.key for batch in resumed]
+            if len(before) + len(after) < 2 * length:
+                after += [batch.key for batch in resumed]
+            assert before + after == expected
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (1, 3), (2, 1), (2, 3), (3, 2)])
+def test_on_another_number_of_ranks_nothing_comes_twice(before, after):
+    parts, given = shards(40, 3, 29), 4
+
+    def plans(world):
+        return [BatchPlan(parts, 3, shuffle=True, seed=2, rank=rank, world=world) for rank in range(world)]
+
+    old = plans(before)
+    seen = [n for plan in old for batch in list(plan)[:given] for n in batch]
+    old[0].done = given
+    resumed = plans(after)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for plan in resumed:
+            plan.load_state_dict(old[0].state_dict())
+    rest = [list(plan) for plan in resumed]
+    assert {len(batches) for batches in rest} == {resumed[0].left}
+    seen += [n for batches in rest for batch in batches for n in batch]
+    assert len(seen) == len(set(seen))
+    total = 24  # batches of 72 samples
+    lost = (total - given * before) % after
+    assert len(seen) == 3 * (total - lost)
+    assert len(said) == (after if lost else 0)
+    if lost:
+        assert f"{lost} batches at its end are left out" in str(said[0].message)
+    for plan in resumed:
+        plan.set_epoch(1)
+        assert len(list(plan)) == len(plan) == total // after
+
+
+def test_a_finished_epoch_stays_finished_on_other_ranks():
+    old = BatchPlan(shards(20), 3, shuffle=True, rank=0, world=3)  # 7 batches, of which one is left out
+    old.done = 2
+    resumed = BatchPlan(shards(20), 3, shuffle=True)
+    resumed.load_state_dict(old.state_dict())
+    assert list(resumed) == []
+    assert resumed.left == 0
+
+
+def test_a_resumed_run_with_other_batches_says_that_the_epoch_starts_over():
+    old = BatchPlan(shards(20), 3, shuffle=True)
+    old.done = 2
+    resumed = BatchPlan(shards(20), 4, shuffle=True)
+    with pytest.warns(UserWarning, match="the epoch starts over"):
+        resumed.load_state_dict(old.state_dict())
+    assert sorted(n for batch in resumed for n in batch) == list(range(20))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

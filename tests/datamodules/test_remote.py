@@ -1,0 +1,188 @@
+"""A web server in this process, and fsspec's file system in memory in the place of a bucket."""
+
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import fsspec
+import pytest
+import torch
+
+from datamodules import remote
+from datamodules.errors import UserError
+from datamodules.faces import FaceDataModule
+from datamodules.shards import Manifest
+from datamodules.speech import SpeechDataModule
+
+
+class Server(ThreadingHTTPServer):
+    """Serves a folder; ``failures`` says how often each file fails first, ``damage`` changes what is sent."""
+
+    def __init__(self, root) -> None:
+        super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(root)))
+        self.asked: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+        self.damage = {}
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(SimpleHTTPRequestHandler):
+    def do_GET(self) -> None:
+        name = self.path.strip("/")
+        self.server.asked[name] += 1
+        if self.server.failures[name] > 0:
+            self.server.failures[name] -= 1
+            self.send_error(503)
+            return
+        if name in self.server.damage:
+            contents = self.server.damage[name]()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(contents)))
+            self.end_headers()
+            self.wfile.write(contents)
+            return
+        super().do_GET()
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FACEBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("FACEBENCH_CACHE_GB", raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def waits(monkeypatch) -> list[float]:
+    """The pauses between attempts, which are not made."""
+    seconds: list[float] = []
+    monkeypatch.setattr(remote.time, "sleep", seconds.append)
+    return seconds
+
+
+@pytest.fixture
+def server(faces_root, cache):
+    with Server(faces_root) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def shard_of(faces_root, file: str):
+    return next(shard for shard in Manifest.read(faces_root).shards if shard.file == file)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_address_gives_what_the_folder_gives(faces_root, server, num_workers):
+    for split in ("train", "test"):
+        near = FaceDataModule(str(faces_root), batch_size=3).loader(split, shuffle=split == "train")
+        far = FaceDataModule(server.url + "/", batch_size=3, num_workers=num_workers).loader(split, split == "train")
+        for ours, theirs in zip(far, near, strict=True):
+            assert ours.key == theirs.key
+            assert torch.equal(ours.image, theirs.image)
+    assert max(server.asked[name] for name in server.asked if name.endswith(".tar")) == 1, "each shard is fetched once"
+
+
+def test_a_bucket_gives_the_extra_files_too(talking_root, cache):
+    bucket = fsspec.filesystem("memory")
+    bucket.put(str(talking_root), "/bucket/talking", recursive=True)
+    far, near = SpeechDataModule("memory://bucket/talking", batch_size=2), SpeechDataModule(str(talking_root), 2)
+    assert far.manifest.sha256 == near.manifest.sha256
+    assert list(far.templates) == list(near.templates)
+    for ours, theirs in zip(far.loader("train"), near.loader("train"), strict=True):
+        assert torch.equal(ours.vertices, theirs.vertices)
+
+
+def test_failures_are_tried_again_with_growing_pauses(server, waits):
+    server.failures = Counter({"manifest.json": 2, "val-000000.tar": 4})
+    keys = [key for batch in FaceDataModule(server.url, batch_size=4).loader("val") for key in batch.key]
+    assert len(keys) == 4
+    assert waits == [0.5, 1, 0.5, 1, 2, 4]
+
+
+def test_what_keeps_failing_or_is_missing_is_an_error(server, waits):
+    server.failures["manifest.json"] = 99
+    with pytest.raises(UserError, match=r"manifest.json: failed 6 times, last by .*503"):
+        FaceDataModule(server.url, batch_size=4)
+    assert len(waits) == 5
+    with pytest.raises(UserError, match=r"nothing/manifest.json: no such file; check data.root"):
+        FaceDataModule(server.url + "/nothing", batch_size=4)
+    assert len(waits) == 5, "trying again would not help"
+    with pytest.raises(UserError, match=r"nosuch://a/manifest.json: .*correct data.root"):
+        FaceDataModule("nosuch://a", batch_size=4)
+
+
+def test_damage_on_the_way_is_noticed_and_fetched_again(faces_root, server, waits, cache):
+    shard = shard_of(faces_root, "val-000000.tar")
+    good = (faces_root / shard.file).read_bytes()
+    sent = iter([bytes(1000) + good[1000:], good[:-5], good + b"more", good[::-1], good])
+    server.damage[shard.file] = lambda: next(sent)
+    path = Manifest.read(server.url).locate(shard)
+    assert path.read_bytes() == good
+    assert len(waits) == 4
+
+    path.unlink()
+    server.damage[shard.file] = lambda: good[::-1]
+    with pytest.raises(UserError, match=r"val-000000.tar: failed 6 times, last by .*SHA-256"):
+        Manifest.read(server.url).locate(shard)
+    assert not [path for path in (cache / "shards").iterdir() if path.suffix == ".tar"]
+
+
+def test_the_cache_stays_below_its_limit_and_drops_what_was_not_used_for_longest(
+    faces_root, server, cache, monkeypatch
+):
+    manifest = Manifest.read(server.url)
+    first, second, third = manifest.shards[:3]
+    limit = max(first.bytes + second.bytes, first.bytes + third.bytes, second.bytes + third.bytes)
+    monkeypatch.setenv("FACEBENCH_CACHE_GB", str(limit / 1e9))
+
+    def cached() -> set[str]:
+        paths = list((cache / "shards").iterdir())
+        assert sum(path.stat().st_size for path in paths) <= limit
+        return {path.stem for path in paths}
+
+    paths = [manifest.locate(shard) for shard in (first, second)]
+    for i, path in enumerate(paths):
+        remote.os.utime(path, (i, i))  # used one after the other, long ago
+    manifest.locate(first)
+    manifest.locate(third)
+    assert cached() == {first.sha256, third.sha256}
+    monkeypatch.setenv("FACEBENCH_CACHE_GB", "0.000001")
+    with pytest.raises(UserError, match=r"FACEBENCH_CACHE_GB: 1e-06, but one shard takes"):
+        manifest.locate(second)
+    monkeypatch.setenv("FACEBENCH_CACHE_GB", "much")
+    with pytest.raises(UserError, match="FACEBENCH_CACHE_GB: 'much', expected a number"):
+        manifest.locate(second)
+
+
+def test_every_sample_is_read_through_a_cache_that_holds_one_shard(faces_root, server, cache, monkeypatch):
+    largest = max(shard.bytes for shard in Manifest.read(faces_root).shards)
+    monkeypatch.setenv("FACEBENCH_CACHE_GB", str(largest / 1e9))
+    data = FaceDataModule(server.url, batch_size=4, num_workers=2)
+    for split, count in (("train", 17), ("test", 8), ("val", 4)):
+        assert sum(len(batch) for batch in data.loader(split)) == count
+
+
+def test_many_processes_fetch_a_shard_once_and_leftovers_do_no_harm(faces_root, server, cache):
+    shard = shard_of(faces_root, "test-000000.tar")
+    (cache / "shards").mkdir(parents=True)
+    (cache / "shards" / f"{shard.sha256}.tmp").write_bytes(b"of a process that was killed")
+    manifest = Manifest.read(server.url)
+    with ThreadPoolExecutor(8) as pool:  # a lock belongs to an open file, so that threads do for processes
+        paths = set(pool.map(manifest.locate, [shard] * 8))
+    assert server.asked[shard.file] == 1
+    assert paths.pop().read_bytes() == (faces_root / shard.file).read_bytes()
+    assert [path.suffix for path in (cache / "shards").iterdir()] == [".tar"]
+
+
+def test_a_data_set_that_was_built_anew_is_fetched_anew(faces_root, server, cache):
+    old = Manifest.read(server.url)
+    contents = (faces_root / "manifest.json").read_text().replace('"name": "test data"', '"name": "newer"')
+    server.damage["manifest.json"] = contents.encode
+    new = Manifest.read(server.url)
+    assert (old.name, new.name) == ("test data", "newer")
+    assert old.root != new.root
