@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
@@ -23,24 +23,13 @@ from safetensors.numpy import save
 from datamodules.audio import SAMPLE_RATE, read_audio
 from datamodules.errors import UserError
 from datamodules.shards import Manifest, Sample, build_shards, npy_bytes
-from datamodules.sources.layout import npy_shape, open_npy, shard_jobs
+from datamodules.sources.layout import K, npy_shape, open_npy, shard_jobs
 from datamodules.sources.meshes import read_mesh, read_region, region_hash
 from datamodules.sources.pickles import read_pickle
 
 Precision = Literal["float32", "float16"]
 SHARD_BYTES = 256e6
 LENGTH_TOLERANCE = 1.0  # seconds between the end of the sound and the end of the mesh; more is another recording
-
-
-class Keyed(Protocol):
-    """What a source plans: anything with a key."""
-
-    @property
-    def key(self) -> str:
-        """Unique over all splits; no dots, no slashes."""
-
-
-K = TypeVar("K", bound=Keyed)
 
 
 @dataclass(frozen=True)

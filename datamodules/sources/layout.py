@@ -1,9 +1,11 @@
 """What all sources share: looking for files, taking a part, spreading samples over shards, saying what is absent."""
 
+import csv
+import io
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -11,7 +13,16 @@ from rich.console import Console
 from datamodules.errors import UserError
 from datamodules.shards import Sample, ShardJob
 
-T = TypeVar("T")
+
+class Keyed(Protocol):
+    """What a source plans: anything with a key."""
+
+    @property
+    def key(self) -> str:
+        """Unique over all splits; no dots, no slashes."""
+
+
+K = TypeVar("K", bound=Keyed)
 
 
 def need(root: Path, *names: str) -> Path:
@@ -38,7 +49,7 @@ def need_folder(root: Path) -> Path:
 
 
 def shard_jobs(
-    splits: dict[str, list[T]], make: Callable[[list[T]], Iterable[Sample]], per_shard: int, limit: int | None = None
+    splits: dict[str, list[K]], make: Callable[[list[K]], Iterable[Sample]], per_shard: int, limit: int | None = None
 ) -> list[ShardJob]:
     """Deals the items of each split over shards of equal size, so that each shard is a cross-section of its split.
 
@@ -105,3 +116,34 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error}); copy it again") from error
+
+
+def read_table(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of a CSV file with a heading.
+
+    Raises:
+        UserError: no such file, a column of ``required`` is missing, or a row has more or fewer values than columns.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path)), restkey="", restval=None)
+    columns = reader.fieldnames or []
+    missing = [name for name in required if name not in columns]
+    if missing:
+        raise UserError(f"{path}: no column '{missing[0]}', columns are {', '.join(columns) or 'none'}; add it")
+    rows = []
+    for row in reader:
+        if None in row.values() or "" in row:
+            raise UserError(f"{path}: line {reader.line_num} has another number of values than the heading; mend it")
+        rows.append(row)
+    return rows
+
+
+def split_of(row: dict[str, str], path: Path, default: str = "train") -> str:
+    """The split that a row names.
+
+    Raises:
+        UserError: a name that cannot begin the name of a file.
+    """
+    split = row.get("split") or default
+    if not split.replace("_", "").isalnum():
+        raise UserError(f"{path}: split '{split}', expected letters, digits and _; for instance train, val or test")
+    return split

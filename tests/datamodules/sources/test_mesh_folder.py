@@ -1,0 +1,89 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from datamodules.errors import UserError
+from datamodules.sources import mesh_folder
+from datamodules.speech import SpeechDataModule
+
+V = 4
+
+
+def folder(tree) -> dict[str, np.ndarray]:
+    tree.path("templates.pkl").write_bytes(pickle.dumps({"anna_b": np.zeros((V, 3)), "carl": np.ones((V, 3))}))
+    meshes = {}
+    for name, shape in (("anna_b_1", (25, 3 * V)), ("carl_1", (30, V, 3)), ("carl_2", (20, V, 3))):
+        meshes[name] = tree.npy(f"vertices_npy/{name}.npy", tree.rng.normal(0, 1, shape).astype(np.float32))
+        tree.wav(f"wav/{name}.wav", shape[0] / 25)
+    return meshes
+
+
+def test_names_say_who_speaks(tree, tmp_path, read_back):
+    meshes = folder(tree)
+    mesh_folder.build(tree.root, tmp_path / "out", fps=25, unit="metre")
+    module = SpeechDataModule(str(tmp_path / "out"), batch_size=1)
+    batches = read_back(module, "train")
+    assert {name: batch.subject[0] for name, batch in batches.items()} == {
+        "anna_b_1": "anna_b",
+        "carl_1": "carl",
+        "carl_2": "carl",
+    }
+    for name, batch in batches.items():
+        np.testing.assert_allclose(batch.vertices[0], meshes[name].reshape(-1, V, 3), atol=1e-6)
+    assert module.train_subjects == ["anna_b", "carl"]
+
+
+def test_a_table_says_the_rest(tree, tmp_path, read_back):
+    folder(tree)
+    tree.text(
+        "clips.csv",
+        "name,split,subject,transcript,emotion,intensity",
+        "carl_2,test,,,,",
+        "anna_b_1,train,carl,hello there,happy,2",
+        "carl_1,train,,,sad,0",
+    )
+    manifest = mesh_folder.build(
+        tree.root, tmp_path / "out", fps=25, unit="millimetre", table=tree.root / "clips.csv", precision="float16"
+    )
+    module = SpeechDataModule(str(tmp_path / "out"), batch_size=1)
+    batch = read_back(module, "train")["anna_b_1"]
+    assert batch.subject == ["carl"]
+    assert batch.transcript == ["hello there"]
+    assert manifest.fields["emotions"] == ["happy", "sad"]
+    assert (batch.emotion.tolist(), batch.intensity.tolist()) == ([0], [2])
+    assert read_back(module, "test")["carl_2"].emotion.tolist() == [-1]
+    assert manifest.fields["unit"] == "millimetre"
+
+
+def test_templates_may_be_mesh_files(tree, tmp_path):
+    meshes = folder(tree)
+    (tree.root / "templates.pkl").unlink()
+    corners = tree.rng.normal(0, 1, (V, 3)).round(4)
+    tree.obj("templates/carl.obj", corners, [[0, 1, 2, 3]])
+    tree.npy("templates/anna_b.npy", corners.ravel() + 1)
+    mesh_folder.build(tree.root, tmp_path / "out", fps=25, unit="metre")
+    module = SpeechDataModule(str(tmp_path / "out"), batch_size=1)
+    np.testing.assert_allclose(module.templates["carl"], corners, atol=1e-6)
+    np.testing.assert_allclose(module.templates["anna_b"], corners + 1, atol=1e-6)
+    assert module.topology["triangles"].tolist() == [[0, 1, 2], [0, 2, 3]]
+    assert meshes
+
+
+def test_mistakes_are_named(tree, tmp_path):
+    folder(tree)
+    with pytest.raises(UserError, match="--unit cm: expected metre"):
+        mesh_folder.build(tree.root, tmp_path / "out", fps=25, unit="cm")
+    with pytest.raises(UserError, match=r"carl_1\.wav: 1\.20 s of sound, .* 5\.00 s at 6 fps"):
+        mesh_folder.build(tree.root, tmp_path / "out", fps=6, unit="metre", table=table(tree, "name", "carl_1"))
+    wrong = table(tree, "name,intensity", "carl_1,much")
+    with pytest.raises(UserError, match="intensity = 'much'"):
+        mesh_folder.build(tree.root, tmp_path / "out", fps=25, unit="metre", table=wrong)
+    tree.npy("vertices_npy/carl_1.npy", np.full((30, V, 3), np.nan))
+    with pytest.raises(UserError, match="clip 'carl_1': no frames, or values that are not finite"):
+        mesh_folder.build(tree.root, tmp_path / "out", fps=25, unit="metre")
+
+
+def table(tree, *lines):
+    tree.text("clips.csv", *lines)
+    return tree.root / "clips.csv"
