@@ -1,12 +1,15 @@
 """``facebench report``: the leaderboard page of a suite's results."""
 
 from pathlib import Path
+from typing import Literal
 
 from facebench.command import run_command
 
 
-def report(suite: Path, out: Path | None = None) -> None:
-    """Writes the leaderboard as one HTML page, CSV and Markdown, and prints it.
+def report(
+    suite: Path, out: Path | None = None, assets: bool = False, over: Literal["samples", "people"] | None = None
+) -> None:
+    """Writes the leaderboard as one HTML page, CSV, Markdown, LaTeX and model cards, and prints it.
 
     Example:
         facebench report runs/demo
@@ -14,19 +17,23 @@ def report(suite: Path, out: Path | None = None) -> None:
     Args:
         suite: folder of a suite, with its results.jsonl.
         out: folder to write; by default report/ in the suite's folder.
+        assets: put images and videos into a folder beside the page, for large suites; by default into the page.
+        over: what error bars draw beside seeds: samples (clips, images) or the people in them, drawn whole; by
+            default what the protocol says.
     """
     from sweeps.leaderboard import leaderboard, print_tables
     from sweeps.report import write_report
     from sweeps.results import read_results
 
     results = suite / "results.jsonl"
-    page = write_report(results, out or suite / "report")
-    print_tables(leaderboard(read_results(results)))
+    page = write_report(results, out or suite / "report", assets, over)
+    print_tables(leaderboard(read_results(results), over))
     print(f"report: {page}\nresults: {results}")
 
 
 def main(args: list[str]) -> None:
-    """Parses the arguments and runs the verb; the suite's folder may stand first, without its option."""
+    """Parses the arguments and runs the verb; the suite's folder may stand first, and --assets alone means yes."""
     if args and not args[0].startswith("-"):
         args = ["--suite", *args]
+    args = ["--assets=true" if arg == "--assets" else arg for arg in args]
     run_command(report, "facebench report", args)

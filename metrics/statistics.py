@@ -215,7 +215,7 @@ def _grouped(
     if len(groups) != matrix.shape[1]:
         raise ValueError(f"{matrix.shape[1]} scores, but {len(groups)} groups")
     names, member = np.unique(np.asarray(groups), return_inverse=True)
-    sums = np.stack([np.bincount(member, row, len(names)) for row in matrix * weight])
+    sums = np.stack([np.bincount(member, row, len(names)) for row in matrix * weight]).astype(np.float64)
     return sums, np.bincount(member, weight, len(names)).astype(np.float64)
 
 

@@ -19,6 +19,7 @@ from metrics.protocols import Protocol
 from metrics.scoring import Scores
 from sweeps.bounds import bounds
 from sweeps.media import write_media
+from sweeps.people import people
 from sweeps.results import Result, write_results
 from sweeps.score import score
 from sweeps.suite import PROGRESS, Cell
@@ -57,6 +58,7 @@ def main() -> None:
     protocol = Protocol.read(cell.protocol)
     rows = bounds(cell.task, cell.root, protocol, cell.config) if cell.bounds else [run_system(cell, protocol, folder)]
     manifest = Manifest.read(cell.root)
+    who = people(manifest, protocol.spec["split"])
     results = [
         Result(
             task=cell.task,
@@ -68,6 +70,11 @@ def main() -> None:
             metrics=scores.metrics,
             curve=scores.curve,
             dropped_frames=scores.dropped_frames,
+            people={
+                key: name
+                for key, name in who.items()
+                if any(key in metric["per_sample"] for metric in scores.metrics.values())
+            },
             run=f"cells/{cell.name}",
             code=code_commit() or "",
         )

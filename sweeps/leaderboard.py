@@ -1,11 +1,10 @@
 """From results to tables: one for each task, data set, split and protocol id, never across them.
 
-A cell of a table is a mean over training seeds with a bootstrap interval over seeds and samples. A rank is one more
-than the number of systems that are better beyond a tie. Floors and ceilings are shown and compared, never ranked.
+A cell of a table is a mean over training seeds with a bootstrap interval over seeds and samples, or over seeds and
+the people in the samples. A rank is one more than the number of systems that are better beyond a tie; its interval is
+that of the place by the mean alone. Floors and ceilings are shown and compared, never ranked.
 """
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,18 +12,28 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as ConsoleTable
 
 from datamodules.errors import UserError
-from metrics.statistics import Comparison, Interval, bootstrap_mean, paired_bootstrap, ranks
+from metrics.statistics import Comparison, Interval, bootstrap_mean, paired_bootstrap, rank_intervals, ranks
 from sweeps.results import ROLES, Result
 
 COSTS = {
     "parameters": ("Parameters", ""),
     "train_seconds": ("Training", "s"),
     "throughput": ("Throughput", ""),
+    "real_time_factor": ("Real-time factor", "x"),
     "peak_memory_mb": ("Peak memory", "MB"),
 }
+TASKS = {
+    "speech-to-mesh": "Speech to mesh",
+    "face-editing": "Face editing",
+    "text-to-face": "Text to face",
+    "mesh-retargeting": "Mesh retargeting",
+}
+OVER = ("samples", "people")  # what error bars draw, beside training seeds
+_WORDS = {"speech-to-mesh": ("clips", "subjects"), "mesh-retargeting": ("clips", "identities")}
 
 
 @dataclass(frozen=True)
@@ -61,13 +70,17 @@ class Entry:
         interval: mean over seeds with its bootstrap interval; None where a seed did not reach the value.
         seeds: the value of each seed, None where it was not reached.
         samples: test samples behind it; 0 where the metric has no value per sample.
+        people: how many people are in these samples; 0 where that is not known.
         rank: 1 is best; None for floors, ceilings, metrics without a direction and values not reached.
+        place: the place by the mean alone, with its bootstrap interval; None where there is no rank.
     """
 
     interval: Interval | None
     seeds: list[float | None]
     samples: int
+    people: int = 0
     rank: int | None = None
+    place: Interval | None = None
 
     @property
     def reached(self) -> int:
@@ -99,6 +112,10 @@ class Table:
         columns: the protocol's metrics in its order.
         rows: systems by rank of the primary metric, then floors, then ceilings.
         comparisons: metric to the comparison of every two systems and floors.
+        over: what error bars draw beside seeds, ``samples`` or ``people``.
+
+    Raises:
+        UserError: rows of different protocol ids, tasks, data or splits, however they got here.
     """
 
     task: str
@@ -108,42 +125,85 @@ class Table:
     columns: list[Column]
     rows: list[Row]
     comparisons: dict[str, list[Comparison]]
+    over: str = "samples"
+
+    def __post_init__(self) -> None:
+        results = [result for row in self.rows for result in row.results]
+        _check_comparable(results)
+        if results[0].protocol["id"] != self.protocol["id"]:
+            raise UserError(f"leaderboard: rows of {results[0].protocol['id']} under the head of {self.protocol['id']}")
+
+    @property
+    def drawn(self) -> str:
+        """What error bars draw beside seeds, as printed: clips, images, subjects or identities."""
+        return self.words[OVER.index(self.over)]
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """What samples and people are called in this task."""
+        return _WORDS.get(self.task, ("images", "identities"))
+
+    def counts(self, entry: Entry) -> str:
+        """What stands behind an entry: ``3 seeds × 48 clips of 2 subjects``."""
+        seeds = f"{len(entry.seeds)} {'seed' if len(entry.seeds) == 1 else 'seeds'}"
+        if entry.interval is None:
+            return f"reached in {entry.reached} of {seeds}"
+        if not entry.samples:
+            return f"{seeds}, one value for the whole set"
+        people = f" of {entry.people} {self.words[1]}" if entry.people else ""
+        return f"{seeds} × {entry.samples} {self.words[0]}{people}"
 
     @property
     def primary(self) -> str:
         """The metric that orders the table."""
         return _primary(self.rows[0].results[0])
 
+    @property
+    def primary_column(self) -> Column:
+        """Its column."""
+        return next(column for column in self.columns if column.name == self.primary)
+
+    @property
+    def sha256(self) -> str:
+        """Of the data."""
+        return self.rows[0].results[0].data["sha256"]
+
     def title_of(self, system: str) -> str:
         """A system's name as printed."""
         return next(row.title for row in self.rows if row.system == system)
 
 
-def leaderboard(results: Iterable[Result]) -> list[Table]:
-    """One table for each task, data set, split and protocol id, in order of appearance."""
+def leaderboard(results: Iterable[Result], over: str | None = None) -> list[Table]:
+    """One table for each task, data set, split and protocol id, in order of appearance.
+
+    Args:
+        results: of any tasks and protocols.
+        over: see :func:`rank`.
+    """
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         key = (result.task, result.data["sha256"], result.split, result.protocol["id"])
         groups.setdefault(key, []).append(result)
-    return [rank(group) for group in groups.values()]
+    return [rank(group, over) for group in groups.values()]
 
 
-def rank(results: Sequence[Result]) -> Table:
+def rank(results: Sequence[Result], over: str | None = None) -> Table:
     """Ranks results that are comparable.
 
-    Raises:
-        UserError: results of different tasks, data, splits or protocol ids, or of different samples.
-    """
-    first = results[0]
-    for what, values in (
-        ("protocol ids", {result.protocol["id"] for result in results}),
-        ("tasks", {result.task for result in results}),
-        ("data sets", {result.data["sha256"] for result in results}),
-        ("splits", {result.split for result in results}),
-    ):
-        if len(values) > 1:
-            raise UserError(f"leaderboard: cannot rank results of different {what}: {', '.join(sorted(values))}")
+    Args:
+        results: of one task, data set, split and protocol id.
+        over: what error bars draw beside training seeds: ``samples`` (clips, images) or ``people`` (the subjects or
+            identities in them, drawn whole); by default what the protocol's ``error_bars_over`` says, else samples.
 
+    Raises:
+        UserError: results of different tasks, data, splits or protocol ids, or of different samples; error bars over
+            people where the results do not say who is in each sample.
+    """
+    _check_comparable(results)
+    first = results[0]
+    over = over or first.protocol["spec"].get("error_bars_over", "samples")
+    if over not in OVER:
+        raise UserError(f"leaderboard: error bars over '{over}', expected one of {', '.join(OVER)}")
     systems: dict[str, list[Result]] = {}
     for result in sorted(results, key=lambda result: result.seed):
         systems.setdefault(result.system, []).append(result)
@@ -152,7 +212,7 @@ def rank(results: Sequence[Result]) -> Table:
     for metric in first.metrics:
         scored = {name: [_metric(run, metric) for run in runs] for name, runs in systems.items()}
         roles = {name: runs[0].role for name, runs in systems.items()}
-        entries[metric], comparisons[metric] = _compare(metric, scored, roles)
+        entries[metric], comparisons[metric] = _compare(metric, scored, roles, first.people, over)
         columns.append(_column(metric, first, entries[metric].values()))
     rows = [
         Row(
@@ -168,7 +228,18 @@ def rank(results: Sequence[Result]) -> Table:
         for name, runs in systems.items()
     ]
     rows.sort(key=lambda row: (ROLES.index(row.role), row.entries[_primary(first)].rank or math.inf))
-    return Table(first.task, first.data["name"], first.split, first.protocol, columns, rows, comparisons)
+    return Table(first.task, first.data["name"], first.split, first.protocol, columns, rows, comparisons, over)
+
+
+def _check_comparable(results: Sequence[Result]) -> None:
+    for what, values in (
+        ("protocol ids", {result.protocol["id"] for result in results}),
+        ("tasks", {result.task for result in results}),
+        ("data sets", {result.data["sha256"] for result in results}),
+        ("splits", {result.split for result in results}),
+    ):
+        if len(values) != 1:
+            raise UserError(f"leaderboard: cannot rank results of different {what}: {', '.join(sorted(values))}")
 
 
 def _order(runs: list[Result]) -> tuple[int, float]:
@@ -185,7 +256,7 @@ def _primary(result: Result) -> str:
 
 
 def _compare(
-    metric: str, scored: dict[str, list[dict[str, Any]]], roles: dict[str, str]
+    metric: str, scored: dict[str, list[dict[str, Any]]], roles: dict[str, str], people: dict[str, str], over: str
 ) -> tuple[dict[str, Entry], list[Comparison]]:
     """Each system's entry under one metric, and the comparisons of systems and floors."""
     reached = {name: runs for name, runs in scored.items() if all(run["value"] is not None for run in runs)}
@@ -195,6 +266,13 @@ def _compare(
         if any(sorted(run["per_sample"]) != keys for run in runs):
             raise UserError(f"leaderboard: {name}, {metric}: scored on other samples than the rest; score it again")
     weights = [example["weights"][key] for key in keys] if "weights" in example else None
+    persons = [people[key] for key in keys if key in people]
+    groups = persons if keys and over == "people" else None
+    if groups is not None and len(groups) < len(keys):
+        raise UserError(
+            f"leaderboard: {metric}: error bars over people, but the results do not say who is in "
+            f"{len(keys) - len(groups)} of {len(keys)} samples; draw samples, or run 'facebench bench' again"
+        )
     matrices = {
         name: np.array([[run["per_sample"][key] for key in keys] or [run["value"]] for run in runs])
         for name, runs in reached.items()
@@ -206,15 +284,23 @@ def _compare(
     # One number for each system, of one seed and one set of images, says nothing of chance.
     if not keys:
         compared = {name: matrix for name, matrix in compared.items() if len(matrix) > 1}
-    comparisons = [] if direction is None else paired_bootstrap(compared, direction, weights)
-    can_rank = direction is not None and all(name in compared for name in ranked)
+    comparisons = [] if direction is None else paired_bootstrap(compared, direction, weights, groups)
     between = [pair for pair in comparisons if pair.first in ranked and pair.second in ranked]
-    places = ranks(ranked, between) if can_rank else {}
+    placed, places = {}, {}
+    if direction is not None and all(name in compared for name in ranked):
+        placed = ranks(ranked, between)
+        places = rank_intervals({name: compared[name] for name in ranked}, direction, weights, groups)
 
     entries = {}
     for name, runs in scored.items():
-        interval = bootstrap_mean(matrices[name], weights) if name in matrices else None
-        entries[name] = Entry(interval, [run["value"] for run in runs], len(keys), places.get(name))
+        entries[name] = Entry(
+            interval=bootstrap_mean(matrices[name], weights, groups) if name in matrices else None,
+            seeds=[run["value"] for run in runs],
+            samples=len(keys),
+            people=len(set(persons)) if len(persons) == len(keys) else 0,
+            rank=placed.get(name),
+            place=places.get(name),
+        )
     return entries, comparisons
 
 
@@ -240,12 +326,16 @@ def _column(metric: str, result: Result, entries: Iterable[Entry]) -> Column:
 
 
 def _costs(runs: list[Result]) -> dict[str, float]:
-    """Mean of each cost over seeds."""
-    return {
+    """Mean of each cost over seeds; for animation also how many seconds of motion a second of computing makes."""
+    costs = {
         name: float(np.mean([run.costs[name] for run in runs if name in run.costs]))
         for name in COSTS
         if any(name in run.costs for run in runs)
     }
+    fps = runs[0].protocol["spec"].get("fps")
+    if fps and "throughput" in costs:
+        costs["real_time_factor"] = costs["throughput"] / fps
+    return costs
 
 
 def format_entry(entry: Entry, column: Column) -> str:
@@ -257,7 +347,7 @@ def format_entry(entry: Entry, column: Column) -> str:
 
 
 def format_cost(name: str, row: Row) -> str:
-    """A cost with its unit: ``1.2 M``, ``3.4 min``, ``210 frames/s``, ``512 MB``."""
+    """A cost with its unit: ``1.2 M``, ``3.4 min``, ``210 frames/s``, ``7 ×`` real time, ``512 MB``."""
     if name not in row.costs:
         return ""
     value = row.costs[name]
@@ -268,7 +358,14 @@ def format_cost(name: str, row: Row) -> str:
         return f"{value:.0f} s" if value < 120 else f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
     if name == "throughput":
         return f"{value:,.0f} {row.throughput_unit}" if value >= 10 else f"{value:.2g} {row.throughput_unit}"
+    if name == "real_time_factor":
+        return f"{value:,.0f} ×" if value >= 10 else f"{value:.2g} ×"
     return f"{value:,.0f} MB"
+
+
+def format_place(place: Interval) -> str:
+    """``1`` or ``1–2``: the interval of a place."""
+    return f"{place.low:.0f}–{place.high:.0f}" if place.high > place.low else f"{place.low:.0f}"
 
 
 def heading_of(table: Table) -> str:
@@ -281,61 +378,12 @@ def label(row: Row) -> str:
     return row.title if row.role == "system" else f"{row.title} ({row.role})"
 
 
-def to_csv(tables: Iterable[Table]) -> str:
-    """Every value as a row of its own: long form, easy to filter and to plot."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
-        [
-            *("task", "data", "split", "protocol", "system", "title", "role", "seeds", "samples"),
-            *("metric", "unit", "value", "low", "high", "rank"),
-        ]
+def note_of(table: Table) -> str:
+    """What the numbers of a table are."""
+    return (
+        f"Mean over training seeds [95 % bootstrap interval over seeds and {table.drawn}]. "
+        "Bold: not beaten beyond a tie. Floors and ceilings are not ranked."
     )
-    for table in tables:
-        for row in table.rows:
-            about = [table.task, table.data, table.split, table.protocol["id"], row.system, row.title, row.role]
-            for column in table.columns:
-                entry = row.entries[column.name]
-                interval = entry.interval
-                bounds = [interval.value, interval.low, interval.high] if interval else ["", "", ""]
-                counts = [len(row.seeds), entry.samples]
-                writer.writerow([*about, *counts, column.name, column.unit, *bounds, entry.rank or ""])
-            for name, value in row.costs.items():
-                unit = row.throughput_unit if name == "throughput" else COSTS[name][1]
-                writer.writerow([*about, len(row.seeds), "", name, unit, value, "", "", ""])
-    return buffer.getvalue()
-
-
-def to_markdown(tables: Iterable[Table]) -> str:
-    """One Markdown table for each table, with its comparisons under the primary metric."""
-    parts = []
-    for table in tables:
-        costs = [name for name in COSTS if any(name in row.costs for row in table.rows)]
-        headings = ["", "System", "Seeds", *(column.heading for column in table.columns)]
-        headings += [COSTS[name][0] for name in costs]
-        lines = [f"## {heading_of(table)}", "", _markdown_row(headings), _markdown_row(["---"] * len(headings))]
-        for row in table.rows:
-            place = row.entries[table.primary].rank
-            cells = [str(place or ""), label(row), str(len(row.seeds))]
-            for column in table.columns:
-                entry = row.entries[column.name]
-                text = format_entry(entry, column)
-                cells.append(f"**{text}**" if entry.rank == 1 else text)
-            lines.append(_markdown_row([*cells, *(format_cost(name, row) for name in costs)]))
-        lines += ["", NOTE, ""]
-        pairs = table.comparisons[table.primary]
-        if pairs:
-            column = next(column for column in table.columns if column.name == table.primary)
-            lines += [f"{column.title}, paired comparisons (Holm-corrected):", ""]
-            lines += [f"- {describe(pair, table, column)}" for pair in pairs] + [""]
-        parts.append("\n".join(lines))
-    return "\n".join(parts)
-
-
-NOTE = (
-    "Mean over training seeds [95 % bootstrap interval over seeds and samples]. Bold: not beaten beyond a tie. "
-    "Floors and ceilings are not ranked."
-)
 
 
 def describe(pair: Comparison, table: Table, column: Column) -> str:
@@ -358,21 +406,23 @@ def format_p(p_value: float) -> str:
     return "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
 
 
-def _markdown_row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
 def print_tables(tables: Iterable[Table], console: Console | None = None) -> None:
     """Prints every table, a metric a row: value with rank, interval below; floors and ceilings dim."""
     console = console or Console()
     for table in tables:
-        shown = ConsoleTable(title=heading_of(table), caption=NOTE, title_justify="left", caption_justify="left")
+        shown = ConsoleTable(
+            title=escape(heading_of(table)), caption=note_of(table), title_justify="left", caption_justify="left"
+        )
         shown.add_column("", overflow="fold")
         for row in table.rows:
             about = f"{len(row.seeds)} seeds" if row.role == "system" else row.role
-            shown.add_column(f"{row.title}\n[dim]{about}[/]", justify="right", style=_STYLES[row.role], overflow="fold")
+            shown.add_column(
+                f"{escape(row.title)}\n[dim]{about}[/]", justify="right", style=_STYLES[row.role], overflow="fold"
+            )
         for column in table.columns:
-            shown.add_row(column.heading, *(_console_entry(row.entries[column.name], column) for row in table.rows))
+            shown.add_row(
+                escape(column.heading), *(_console_entry(row.entries[column.name], column) for row in table.rows)
+            )
         shown.add_section()
         for name, (title, _) in COSTS.items():
             if any(name in row.costs for row in table.rows):

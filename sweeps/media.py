@@ -25,6 +25,8 @@ Draw = Callable[[np.ndarray], np.ndarray]  # vertices (V, 3) -> image (size, siz
 GREY = (0.72, 0.72, 0.74)
 BACKGROUND = np.array([0.93, 0.94, 0.96])
 LABEL_HEIGHT = 24
+CLIPS = 3  # videos of one run, spread evenly over the split: the same clips for every system
+PHOTOS = 8  # strips of one run: the first photos of the split
 
 
 def write_media(task: str, predictions: Path, root: str, folder: Path) -> dict[str, list[dict[str, str]]]:
@@ -34,31 +36,41 @@ def write_media(task: str, predictions: Path, root: str, folder: Path) -> dict[s
         task: of the predictions.
         predictions: folder of predictions.
         root: the data that was predicted.
-        folder: where to write.
+        folder: where to write ``media/``.
 
     Returns:
         ``videos`` or ``strips`` as in ``Result.media``; files relative to the suite's folder, two above ``folder``.
     """
     title = read_description(predictions)["title"]
-    suite = folder.parents[1]
     if task == "speech-to-mesh":
-        path = folder / "talking.mp4"
-        key, sentence = write_comparison(path, predictions, SpeechDataModule(root, batch_size=1), title)
-        return {"videos": [{"key": key, "file": str(path.relative_to(suite)), "caption": sentence}]}
-    path = folder / "edits.png"
-    write_atomic(path, edit_grid(predictions, FaceDataModule(root, batch_size=8)))
-    caption = f"{title}: photo, inversion, then each attribute edited to the opposite at rising strength"
-    return {"strips": [{"key": "first", "file": str(path.relative_to(suite)), "caption": caption}]}
+        made = write_comparisons(folder / "media", predictions, SpeechDataModule(root, batch_size=1), title)
+        kind = "videos"
+    else:
+        made = write_strips(folder / "media", predictions, FaceDataModule(root, batch_size=PHOTOS), title)
+        kind = "strips"
+    suite = folder.parents[1]
+    return {
+        kind: [{"key": key, "file": str(path.relative_to(suite)), "caption": caption} for key, path, caption in made]
+    }
 
 
-def write_comparison(path: Path, predictions: Path, data: SpeechDataModule, title: str) -> tuple[str, str]:
-    """A video of the split's first clip, the truth beside the prediction, with sound. Gives its key and sentence."""
-    batch = next(iter(data.loader(read_description(predictions)["split"])))
-    key, length = batch.key[0], int(batch.lengths[0])
-    tracks = [("ground truth", batch.vertices[0, :length].numpy()), (title, read_vertices(predictions, key))]
-    audio = batch.audio[0, : batch.audio_lengths[0]].numpy()
-    write_video(path, tracks, drawer(data, batch.subject[0], 224), audio, data.fps)
-    return key, batch.transcript[0]
+def write_comparisons(
+    folder: Path, predictions: Path, data: SpeechDataModule, title: str
+) -> list[tuple[str, Path, str]]:
+    """Videos of a few clips, the truth beside the prediction, with sound: key, path and sentence of each."""
+    split = read_description(predictions)["split"]
+    keys = [key for shard in data.manifest.split(split) for key in shard.keys]
+    wanted = keys[:: -(-len(keys) // CLIPS)]
+    made: list[tuple[str, Path, str]] = []
+    for batch in data.loader(split):
+        key, length = batch.key[0], int(batch.lengths[0])
+        if key in wanted:
+            tracks = [("ground truth", batch.vertices[0, :length].numpy()), (title, read_vertices(predictions, key))]
+            audio = batch.audio[0, : batch.audio_lengths[0]].numpy()
+            path = folder / f"talking-{len(made)}.mp4"
+            write_video(path, tracks, drawer(data, batch.subject[0], 224), audio, data.fps)
+            made.append((key, path, batch.transcript[0]))
+    return made
 
 
 def drawer(data: SpeechDataModule, subject: str, size: int) -> Draw:
@@ -137,22 +149,23 @@ def write_video(
     partial.replace(path)
 
 
-def edit_grid(predictions: Path, data: FaceDataModule) -> bytes:
-    """A PNG: some people by row; photo, inversion and each attribute's edits at rising strength by column."""
+def write_strips(folder: Path, predictions: Path, data: FaceDataModule, title: str) -> list[tuple[str, Path, str]]:
+    """PNGs of a few people: photo, inversion, each attribute's edits at rising strength. Key, path, caption of each."""
     description = read_description(predictions)
     batch: dict[str, Any] = next(read_images(predictions))
     photos = next(iter(data.loader(description["split"])))
-    rows = []
     strengths = np.linspace(0, len(description["strengths"]) - 1, 4).round().astype(int)[1:]
-    for i in range(0, 8, 2):
+    names = ["photo", "inversion", *(name if k == 1 else "" for name in description["attributes"] for k in range(3))]
+    header = np.concatenate([_label(name, 2 * photos.image.shape[-1]) for name in names], axis=1)
+    made = []
+    for i, key in enumerate(photos.key[: len(batch["inversion"])]):
         photo = ((photos.image[i].permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
         edits = [batch[attribute][s, i] for attribute in description["attributes"] for s in strengths]
-        rows.append(np.concatenate([photo, batch["inversion"][i], *edits], axis=1))
-    width = photos.image.shape[-1]
-    names = ["photo", "inversion", *(name if k == 1 else "" for name in description["attributes"] for k in range(3))]
-    header = np.concatenate([_label(name, 2 * width) for name in names], axis=1)
-    grid = np.concatenate(rows).repeat(2, axis=0).repeat(2, axis=1)
-    return png_bytes(np.concatenate([header, grid]))
+        row = np.concatenate([photo, batch["inversion"][i], *edits], axis=1).repeat(2, axis=0).repeat(2, axis=1)
+        path = folder / f"edits-{i}.png"
+        write_atomic(path, png_bytes(np.concatenate([header, row])))
+        made.append((key, path, f"{title}: photo, inversion, then each attribute edited to the opposite"))
+    return made
 
 
 def png_bytes(image: np.ndarray) -> bytes:
@@ -163,8 +176,9 @@ def png_bytes(image: np.ndarray) -> bytes:
 
 
 def _label(text: str, width: int) -> np.ndarray:
-    """(LABEL_HEIGHT, width, 3) uint8: centred dark text on white."""
+    """(LABEL_HEIGHT, width, 3) uint8: centred dark text on white, smaller where it would not fit."""
     image = Image.new("RGB", (width, LABEL_HEIGHT), "white")
     draw = ImageDraw.Draw(image)
-    draw.text((width / 2, LABEL_HEIGHT / 2), text, fill=(40, 40, 45), font=ImageFont.load_default(14), anchor="mm")
+    size = next((size for size in range(14, 8, -1) if draw.textlength(text, ImageFont.load_default(size)) < width), 8)
+    draw.text((width / 2, LABEL_HEIGHT / 2), text, fill=(40, 40, 45), font=ImageFont.load_default(size), anchor="mm")
     return np.asarray(image)

@@ -1,15 +1,18 @@
-"""The report: one HTML page that opens from disk, with every table, curve, strip and video inside it.
+"""The report: one HTML page that opens from disk, with every table, curve, strip and video, and what goes with it.
 
-The page needs no network and no other file: images and videos are data URIs, the script that sorts tables is a few
-lines, and every metric's definition and every protocol stand on the page.
+The page needs no network and no framework. Images and videos are data URIs, or files in a folder beside the page where
+there are many; every metric's definition and every protocol stand on the page, and each number links to its runs.
 """
 
 import base64
+import hashlib
 import mimetypes
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import yaml
@@ -19,24 +22,26 @@ from datamodules.errors import UserError
 from datamodules.shards import write_atomic
 from metrics.statistics import Interval
 from sweeps import leaderboard as board
+from sweeps.exports import slug, systems_of, write_exports
 from sweeps.leaderboard import Column, Row, Table
+from sweeps.reported import BASES, read_reported
 from sweeps.results import Result, read_results
+from trainers.tasks import registry
 
-TASKS = {
-    "speech-to-mesh": "Speech to mesh",
-    "face-editing": "Face editing",
-    "text-to-face": "Text to face",
-    "mesh-retargeting": "Mesh retargeting",
-}
 MARKERS = ("circle", "square", "triangle", "diamond", "cross")
+MEDIA = ("videos", "strips")
+
+Source = Callable[[str], str]  # a media file as the results name it -> what the page loads
 
 
-def write_report(results: Path, out: Path) -> Path:
-    """Writes ``index.html``, ``leaderboard.csv`` and ``leaderboard.md``.
+def write_report(results: Path, out: Path, assets: bool = False, over: str | None = None) -> Path:
+    """Writes ``index.html`` and, beside it, what :func:`sweeps.exports.write_exports` writes.
 
     Args:
-        results: ``results.jsonl``; media are read relative to its folder.
+        results: ``results.jsonl``; media and runs are found relative to its folder.
         out: folder to write.
+        assets: puts images and videos into ``assets/`` beside the page instead of into it.
+        over: what error bars draw beside seeds, see :func:`sweeps.leaderboard.rank`.
 
     Returns:
         the path of ``index.html``.
@@ -45,51 +50,64 @@ def write_report(results: Path, out: Path) -> Path:
         UserError: a line that is not a result, or a media file that is missing.
     """
     lines = read_results(results)
-    tables = board.leaderboard(lines)
+    tables = board.leaderboard(lines, over)
+    tasks = {table.task for table in tables}
+    reported = [number for number in read_reported() if number.task in tasks]
+    write_exports(tables, reported, {name: system.info for name, system in registry().items()}, out)
+
+    def source(file: str) -> str:
+        return media_source(results.parent / file, out / "assets" if assets else None)
+
     environment = Environment(
         loader=PackageLoader("sweeps", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.get_template("report.html").render(
-        sections=[section(table, results.parent, number) for number, table in enumerate(tables)],
+        sections=[section(table, number, source) for number, table in enumerate(tables)],
+        reported={task: [number for number in reported if number.task == task] for task in tasks},
+        bases=BASES,
         data_names=sorted({line.data["name"] for line in lines}),
         commits=sorted({line.code[:10] for line in lines if line.code}),
         systems=len({line.system for line in lines if line.role == "system"}),
         runs=len([line for line in lines if line.role == "system"]),
         seeds=max(len(row.seeds) for table in tables for row in table.rows),
+        cards=[(system, slug(system)) for system in systems_of(tables)],
         costs=board.COSTS,
         format_cost=board.format_cost,
         format_difference=board.format_difference,
         format_p=board.format_p,
+        format_place=board.format_place,
+        run_link=lambda result: run_link(results.parent, out, result),
     )
-    write_atomic(out / "leaderboard.csv", board.to_csv(tables).encode())
-    write_atomic(out / "leaderboard.md", board.to_markdown(tables).encode())
     write_atomic(out / "index.html", page.encode())
     return out / "index.html"
 
 
-def section(table: Table, root: Path, number: int) -> dict[str, Any]:
+def section(table: Table, number: int, source: Source) -> dict[str, Any]:
     """What the template shows of one table."""
     systems = [row for row in table.rows if row.role == "system"]
     style = {row.system: (index % 6 + 1, MARKERS[index % len(MARKERS)]) for index, row in enumerate(systems)}
-    primary = next(column for column in table.columns if column.name == table.primary)
+    name = f"t{number}"
+    cost_names = [name for name in board.COSTS if any(name in row.costs for row in table.rows)]
+    shown = {kind: media(table.rows, kind, source, f"{name}-{kind}") for kind in MEDIA}
     return {
-        "id": f"t{number}",
-        "title": TASKS.get(table.task, table.task),
+        "id": name,
+        "title": board.TASKS.get(table.task, table.task),
         "table": table,
-        "primary": primary,
+        "primary": table.primary_column,
         "style": style,
         "ranked": systems,
         "references": [row for row in table.rows if row.role != "system"],
-        "cost_names": [name for name in board.COSTS if any(name in row.costs for row in table.rows)],
+        "cost_names": cost_names,
+        "headings": [column.heading for column in table.columns] + [board.COSTS[name][0] for name in cost_names],
         "cells": {
             (row.system, column.name): cell(row, column, table) for row in table.rows for column in table.columns
         },
         "columns": {column.name: column for column in table.columns},
-        "forest": forest(table, primary),
+        "forest": forest(table, table.primary_column),
         "curves": curves(table),
         "protocol": yaml.safe_dump(table.protocol["spec"], sort_keys=False, allow_unicode=True, width=100),
-        "videos": media(table.rows, "videos", root),
-        "strips": media(table.rows, "strips", root),
+        "samples": samples(table, [group for kind in MEDIA for group in shown[kind]]),
+        **shown,
     }
 
 
@@ -103,10 +121,14 @@ class Whisker:
 
 
 def cell(row: Row, column: Column, table: Table) -> dict[str, Any]:
-    """A table cell: its text, the number to sort by, its error bar and the values of each seed."""
+    """A table cell: its text, the number to sort by, its error bar and the value and run of each seed."""
     entry = row.entries[column.name]
+    seeds = [
+        (result, "not reached" if value is None else column.format(value))
+        for result, value in zip(row.results, entry.seeds, strict=True)
+    ]
     if entry.interval is None:
-        return {"text": "not reached", "entry": entry}
+        return {"text": "not reached", "entry": entry, "seeds": seeds}
     interval = entry.interval
     shown = interval.width > 0
     return {
@@ -115,7 +137,7 @@ def cell(row: Row, column: Column, table: Table) -> dict[str, Any]:
         "bounds": [column.format(interval.low), column.format(interval.high)] if shown else [],
         "sort": interval.value,
         "whisker": whisker(interval, _range(table, column)) if shown else None,
-        "seeds": ", ".join("not reached" if value is None else column.format(value) for value in entry.seeds),
+        "seeds": seeds,
     }
 
 
@@ -217,29 +239,94 @@ def _mean_curve(results: Iterable[Result], metric: str) -> list[tuple[float, flo
     return points
 
 
-def media(rows: Iterable[Row], kind: str, root: Path) -> list[dict[str, Any]]:
+def samples(table: Table, groups: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """What the sample-by-sample comparison needs, as JSON: each row's mean over seeds for each sample and metric.
+
+    Args:
+        table: with values per sample, else None is given.
+        groups: media by sample, see :func:`media`.
+    """
+    columns = [column for column in table.columns if sum(bool(_per_sample(row, column)) for row in table.rows) > 1]
+    first = table.rows[0].results[0]
+    keys = sorted({key for row in table.rows for column in columns for key in _per_sample(row, column)})
+    if not keys:
+        return None
+    rows = []
+    for row in table.rows:
+        scores = {}
+        for column in columns:
+            mean = _per_sample(row, column)
+            if mean:
+                scores[column.name] = [round(mean[key], column.decimals + 2) for key in keys]
+        rows.append({"name": row.system, "title": row.title, "scores": scores})
+    shown: dict[str, dict[str, str]] = {}
+    for group in groups:
+        for item in group["items"]:
+            shown.setdefault(group["key"], {}).setdefault(item["row"].system, item["id"])
+    return {
+        "metrics": [
+            {
+                "name": column.name,
+                "title": column.title,
+                "unit": column.unit,
+                "better": {True: 1, False: -1, None: 0}[column.higher_is_better],
+                "decimals": column.decimals,
+            }
+            for column in columns
+        ],
+        "rows": rows,
+        "keys": keys,
+        "people": [first.people.get(key, "") for key in keys],
+        "media": shown,
+    }
+
+
+def _per_sample(row: Row, column: Column) -> dict[str, float]:
+    """Mean over seeds by sample; nothing where a seed did not reach the value."""
+    scored = [result.metrics[column.name]["per_sample"] for result in row.results]
+    if row.entries[column.name].interval is None or not scored[0]:
+        return {}
+    return {key: float(np.mean([values[key] for values in scored])) for key in scored[0]}
+
+
+def media(rows: Iterable[Row], kind: str, source: Source, prefix: str) -> list[dict[str, Any]]:
     """Videos or strips grouped by sample: for each, what every system made of it."""
     groups: dict[str, list[dict[str, Any]]] = {}
+    number = 0
     for row in rows:
         for result in row.results:
             for item in result.media.get(kind, []):
                 shown = {
+                    "id": f"{prefix}-{number}",
                     "row": row,
                     "seed": result.seed,
                     "caption": item["caption"],
-                    "uri": data_uri(root / item["file"]),
+                    "uri": source(item["file"]),
                 }
                 groups.setdefault(item["key"], []).append(shown)
+                number += 1
     return [{"key": key, "items": items} for key, items in groups.items()]
 
 
-def data_uri(path: Path) -> str:
-    """A file as a data URI.
+def media_source(path: Path, assets: Path | None) -> str:
+    """A file as a data URI; or, with ``assets``, its copy there, named by its contents, relative to the page.
 
     Raises:
         UserError: there is no such file.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such media file, but the results name it; run 'facebench bench' again")
+    contents = path.read_bytes()
+    if assets is not None:
+        name = hashlib.sha256(contents).hexdigest()[:16] + path.suffix
+        write_atomic(assets / name, contents)
+        return f"{assets.name}/{quote(name)}"
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return f"data:{kind};base64,{base64.b64encode(contents).decode()}"
+
+
+def run_link(root: Path, out: Path, result: Result) -> str:
+    """The run's folder relative to the page; empty where the results do not name one."""
+    if not result.run:
+        return ""
+    return quote(Path(os.path.relpath(root / result.run, out)).as_posix()) + "/"

@@ -1,7 +1,7 @@
 """``results.jsonl``: one line for each (system, seed), the source of truth of every table and page.
 
 A line holds what was scored, under which protocol, on which data, and what it cost; see :class:`Result`.
-Everything else (CSV, Markdown, console, HTML) is made from these lines and can be made again.
+Everything else (tables, cards, the page) is made from these lines and can be made again.
 """
 
 import json
@@ -36,6 +36,7 @@ class Result:
         costs: ``parameters``, ``train_seconds``, ``throughput``, ``throughput_unit``, ``peak_memory_mb``.
         media: ``videos`` (the truth beside the prediction) and ``strips`` (edits): lists of ``{"key", "file",
             "caption"}`` with the sample's key and the file's path relative to the results.
+        people: who is in each sample (subject or identity), by key: what error bars over people draw.
         dropped_frames: frames that the protocol's length rule cut off, by clip.
         run: the run's folder, relative to the results.
         code: commit of the code.
@@ -54,6 +55,7 @@ class Result:
     costs: dict[str, Any] = field(default_factory=dict)
     media: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     dropped_frames: dict[str, int] = field(default_factory=dict)
+    people: dict[str, str] = field(default_factory=dict)
     run: str = ""
     code: str = ""
 
@@ -110,7 +112,7 @@ def _parse(line: str, where: str) -> Result:
     strange = [name for name in raw if name not in known]
     if strange:
         raise UserError(f"{where}: field '{strange[0]}' is not known; known: {', '.join(known)}")
-    _check(raw, where, _TYPES, optional={"curve", "costs", "media", "dropped_frames", "run", "code"})
+    _check(raw, where, _TYPES, optional={"curve", "costs", "media", "dropped_frames", "people", "run", "code"})
     _check(raw["data"], f"{where}, data", {"name": str, "sha256": str})
     _check(raw["protocol"], f"{where}, protocol", {"name": str, "id": str, "spec": dict})
     if raw["role"] not in ROLES:
@@ -144,6 +146,7 @@ _TYPES = {
     "costs": dict,
     "media": dict,
     "dropped_frames": dict,
+    "people": dict,
     "run": str,
     "code": str,
 }

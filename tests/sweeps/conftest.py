@@ -108,6 +108,7 @@ def result(task, system, title, role, seed, protocol, metrics, curve=(), media=N
         if trained
         else {},
         media=media or {},
+        people={key: key[:9] for key in next(iter(metrics.values()))["per_sample"]},
         run=f"cells/{system}-{seed}",
         code="0" * 40,
     )

@@ -1,4 +1,3 @@
-import csv
 import io
 from dataclasses import replace
 
@@ -7,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from datamodules.errors import UserError
-from sweeps.leaderboard import leaderboard, print_tables, rank, to_csv, to_markdown
+from sweeps.exports import to_markdown
+from sweeps.leaderboard import format_cost, leaderboard, print_tables, rank
 from sweeps.results import read_results
 
 
@@ -100,24 +100,85 @@ def test_other_samples_are_refused(results):
         rank([*speech[:-1], replace(speech[-1], metrics={**speech[-1].metrics, "mve": mve | fewer})])
 
 
-def test_csv_holds_every_value(results):
-    tables = leaderboard(results)
-    rows = list(csv.DictReader(io.StringIO(to_csv(tables))))
-    (cell,) = [row for row in rows if (row["system"], row["metric"]) == ("voca", "lve_l2")]
-    values = [result.metrics["lve_l2"]["value"] for result in results if result.system == "voca"]
-    assert float(cell["value"]) == pytest.approx(np.mean(values))
-    assert (cell["unit"], cell["rank"], cell["seeds"], cell["samples"]) == ("mm", "2", "3", "24")
-    assert [row["value"] for row in rows if (row["system"], row["metric"]) == ("voca", "parameters")] == ["4800000.0"]
+def test_ranks_have_intervals(results):
+    table = rank(of_task(results, "speech-to-mesh"))
+    places = {row.system: row.entries["lve_l2"].place for row in table.rows}
+    assert places["faceformer"].bounds == (1, 1, 1)
+    assert places["voca"].bounds == (2, 2, 2)
+    assert places["neutral"] is None
+    assert all(row.entries["fdd_signed"].place is None for row in table.rows)
 
 
-def test_markdown_and_console(results):
-    tables = leaderboard(results)
-    text = to_markdown(tables)
-    assert "## speech-to-mesh, demo corpus, test split, protocol demo-speech-0123456789ab" in text
-    assert "| Neutral face (floor) |" in text
-    assert "Lip vertex error (mm) ↓" in text
-    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
-    assert len(widths) == 2  # one width for each table
+def test_error_bars_over_people_are_drawn_whole(results):
+    speech = of_task(results, "speech-to-mesh")
+    # Within a subject all clips get the same error: 24 clips then say no more than 2 subjects do.
+    errors = {"subject10": 2.0, "subject11": 4.0}
+    alike = [
+        replace(
+            result,
+            metrics={
+                name: metric | {"value": 3.0, "per_sample": {key: errors[key[:9]] for key in metric["per_sample"]}}
+                for name, metric in result.metrics.items()
+                if name == "fdd_abs"
+            },
+            protocol={**result.protocol, "spec": {**result.protocol["spec"], "primary": "fdd_abs"}},
+        )
+        for result in speech
+    ]
+    clips, subjects = rank(alike), rank(alike, over="people")
+    assert (clips.drawn, subjects.drawn) == ("clips", "subjects")
+    entry = subjects.rows[0].entries["fdd_abs"]
+    assert (entry.interval.low, entry.interval.high) == (2, 4)
+    assert clips.rows[0].entries["fdd_abs"].interval.low > 2.4
+    assert (entry.samples, entry.people) == (24, 2)
+    assert subjects.counts(entry) == "3 seeds × 24 clips of 2 subjects"
+
+
+def test_the_protocol_can_name_what_error_bars_draw(results):
+    speech = [
+        replace(
+            result,
+            protocol={**result.protocol, "spec": {**result.protocol["spec"], "error_bars_over": "people"}},
+        )
+        for result in of_task(results, "speech-to-mesh")
+    ]
+    assert rank(speech).over == "people"
+    assert rank(speech, over="samples").over == "samples"
+    with pytest.raises(UserError, match="error bars over 'frames', expected one of samples, people"):
+        rank(speech, over="frames")
+    nobody = [replace(result, people={}) for result in speech]
+    with pytest.raises(UserError, match="do not say who is in 24 of 24 samples"):
+        rank(nobody)
+
+
+def test_real_time_factor_is_throughput_over_fps(results):
+    table = rank(of_task(results, "speech-to-mesh"))
+    row = next(row for row in table.rows if row.system == "voca")
+    assert row.costs["real_time_factor"] == pytest.approx(300 * 4 / 30)
+    assert format_cost("real_time_factor", row) == "40 ×"
+    editing = rank(of_task(results, "face-editing"))
+    assert not any("real_time_factor" in row.costs for row in editing.rows)
+
+
+def test_a_table_mixing_protocols_cannot_be_made(results):
+    table = rank(of_task(results, "speech-to-mesh"))
+    strange = [replace(result, protocol={**result.protocol, "id": "other-1"}) for result in table.rows[1].results]
+    mixed = [table.rows[0], replace(table.rows[1], results=strange)]
+    with pytest.raises(UserError, match="different protocol ids"):
+        replace(table, rows=mixed)
+    with pytest.raises(UserError, match="different protocol ids"):
+        replace(table, rows=[replace(table.rows[0], results=[*table.rows[0].results, *strange])])
+    with pytest.raises(UserError, match="under the head of other-2"):
+        replace(table, protocol={**table.protocol, "id": "other-2"})
+    elsewhere = [replace(result, data={"name": "mine", "sha256": "x"}) for result in table.rows[0].results]
+    with pytest.raises(UserError, match="different data sets"):
+        replace(table, rows=[replace(table.rows[0], results=elsewhere), *table.rows[1:]])
+
+
+def test_console(results):
+    hostile = [replace(result, title="[/] [bold]x") if result.system == "voca" else result for result in results]
     console = Console(width=400, record=True, file=io.StringIO())
-    print_tables(tables, console)
-    assert "FaceFormer" in console.export_text()
+    print_tables(leaderboard(hostile), console)
+    text = console.export_text()
+    assert "FaceFormer" in text
+    assert "[/] [bold]x" in text
