@@ -49,3 +49,45 @@ def test_classes_average_over_images():
         metric.update(SOURCE[:1], EDITED[:1])
     assert accuracy.compute().item() == pytest.approx(2 / 3)
     assert preservation.compute().item() == pytest.approx((0.5 + 1 + 0.5) / 3)
+
+
+def test_area_by_hand():
+    values = torch.tensor([1.0, 0.8, 0.2])
+    # Accuracy 0.1 at strength 0: up to there the value is 1; then straight to 0.8 at 0.5 and to 0.2 at 0.9.
+    expected = (0.1 * 1 + 0.4 * 0.9 + 0.4 * 0.5) / 0.9
+    assert editing.area_under_curve([0.1, 0.5, 0.9], values, 0.9).item() == pytest.approx(expected)
+    # Up to 0.7, half of the last stretch, where the value is 0.5.
+    expected = (0.1 * 1 + 0.4 * 0.9 + 0.2 * 0.65) / 0.7
+    assert editing.area_under_curve([0.1, 0.5, 0.9], values, 0.7).item() == pytest.approx(expected)
+    assert editing.area_under_curve([0.1, 0.5, 0.8], values, 0.9) is None
+
+
+@pytest.mark.parametrize("accuracy", [[0.0, 0.3, 0.7, 1.0], [0.2, 0.6, 0.4, 0.95], [0.95, 0.2, 0.1, 0.0]])
+def test_area_is_the_mean_of_values_at_matched_accuracy(accuracy):
+    values = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
+    levels = (torch.arange(20_000) + 0.5) / 20_000 * 0.9
+    at_levels = torch.stack([editing.value_at_accuracy(accuracy, values, level) for level in levels.tolist()])
+    area = editing.area_under_curve(accuracy, values, 0.9)
+    torch.testing.assert_close(area, at_levels.mean(0), rtol=0, atol=1e-4)
+
+
+def test_landmarks_are_measured_in_eye_distances():
+    truth = torch.rand(2, 68, 2, generator=torch.Generator().manual_seed(1)) * 100
+    truth[:, 36], truth[:, 45] = torch.tensor([20.0, 50.0]), torch.tensor([80.0, 50.0])
+    moved = truth + torch.tensor([[[6.0, 0.0]], [[0.0, 15.0]]])
+    assert editing.landmark_error(moved, truth).tolist() == pytest.approx([0.1, 0.25])
+    assert editing.landmark_error(10 * moved, 10 * truth).tolist() == pytest.approx([0.1, 0.25])
+
+
+def test_recognition_rates_sum_to_one():
+    similarity = torch.randint(0, 3, (4, 50), generator=torch.Generator().manual_seed(2)).float()
+    metric = editing.RelativeRecognition(4)
+    metric.update(similarity[:, :20])
+    metric.update(similarity[:, 20:])
+    rates = [0.0] * 4
+    for column in similarity.T.tolist():
+        winners = [i for i, value in enumerate(column) if value == max(column)]
+        for i in winners:
+            rates[i] += 1 / len(winners) / 50
+    assert metric.compute().tolist() == pytest.approx(rates)
+    assert metric.compute().sum().item() == pytest.approx(1)

@@ -7,7 +7,7 @@ import torch
 import torch.multiprocessing
 from torchmetrics import Metric
 
-from metrics import distribution, editing, motion
+from metrics import alignment, distribution, editing, motion, perceptual
 
 LIPS = torch.tensor([1, 2])
 GENERATOR = torch.Generator().manual_seed(3)
@@ -27,6 +27,32 @@ def image_batches(first, second):
     return [{name: torch.rand(3 + i, 3, generator=GENERATOR) for name in (first, second)} for i in range(4)]
 
 
+class Brightness(torch.nn.Module):
+    def layers(self, image):
+        return [image.mean((2, 3))]
+
+    def between(self, first, second):
+        return (first[0] - second[0]).norm(dim=1)
+
+
+def pictures(number):
+    return torch.rand(number, 3, 4, 4, generator=GENERATOR)
+
+
+def embedding_batches():
+    pairs = [torch.randn(2, 3 + i, 4, generator=GENERATOR) for i in range(4)]
+    return [{"image": image, "text": image + text} for image, text in pairs]
+
+
+def captioned_batches():
+    start = 0
+    for batch in embedding_batches():
+        number = len(batch["image"])
+        position = torch.arange(start, start + number)
+        yield {**batch, "captions": [f"face {i}" for i in position.tolist()], "position": position}
+        start += number
+
+
 CASES: dict[str, tuple[Metric, list[dict]]] = {
     "lip vertex error": (motion.LipVertexError("l2"), clips(lips=LIPS)),
     "lip vertex error by clip": (motion.LipVertexError(pooling="clips"), clips(lips=LIPS)),
@@ -36,6 +62,28 @@ CASES: dict[str, tuple[Metric, list[dict]]] = {
     "frechet distance": (distribution.FrechetDistance(4), feature_batches()),
     "kernel distance": (distribution.KernelDistance(), feature_batches()),
     "kernel distance on subsets": (distribution.KernelDistance(5, 20), feature_batches()),
+    "neighbours": (distribution.NeighbourMetrics(3), feature_batches()),
+    "frechet distance at infinity": (distribution.FrechetInfinity(10, 4), feature_batches()),
+    "clip score": (alignment.CLIPScore(), embedding_batches()),
+    "r-precision": (alignment.RPrecision("drawn", 10), list(captioned_batches())),
+    "r-precision in batches": (alignment.RPrecision("batches", 4), list(captioned_batches())),
+    "distance to the real image": (
+        perceptual.DistanceToReal(Brightness()),
+        [{"generated": pictures(2 + i), "real": pictures(2 + i)} for i in range(4)],
+    ),
+    "diversity": (perceptual.Diversity(Brightness()), [{"images": pictures(2 + i)} for i in range(5)]),
+    "mask accuracy": (
+        editing.MaskAccuracy(),
+        [{"parsed": pictures(2 + i).argmax(1), "condition": pictures(2 + i).argmax(1)} for i in range(4)],
+    ),
+    "landmark error": (
+        editing.LandmarkError(),
+        [{name: torch.rand(2 + i, 68, 2, generator=GENERATOR) for name in ("predicted", "truth")} for i in range(4)],
+    ),
+    "recognition": (
+        editing.RelativeRecognition(3),
+        [{"similarity": torch.rand(3, 2 + i, generator=GENERATOR)} for i in range(4)],
+    ),
     "editing accuracy": (editing.EditingAccuracy(0), image_batches("source", "edited")),
     "attribute preservation": (editing.AttributePreservation([1, 2]), image_batches("source", "edited")),
     "identity similarity": (editing.IdentitySimilarity(), image_batches("reference", "edited")),
@@ -48,11 +96,17 @@ def compute(metric, batches):
     return metric.compute()
 
 
+def numbers(value):
+    """Every number of a metric with one value or with several."""
+    return torch.stack(list(value)).tolist() if isinstance(value, tuple) else value.flatten().tolist()
+
+
 def work(rank: int, cases: dict[str, tuple[Metric, list[dict]]], folder: str) -> None:
     """One process: takes two of each metric's batches, the other the rest."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     values = {
-        name: compute(metric, batches[:2] if rank == 0 else batches[2:]) for name, (metric, batches) in cases.items()
+        name: numbers(compute(metric, batches[:2] if rank == 0 else batches[2:]))
+        for name, (metric, batches) in cases.items()
     }
     torch.save(values, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -67,6 +121,6 @@ def of_two_processes(tmp_path_factory):
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_equal_one(name, of_two_processes):
-    one = compute(*CASES[name]).item()
+    one = compute(*CASES[name])
     for values in of_two_processes:
-        assert values[name].item() == pytest.approx(one, rel=1e-9)
+        assert values[name] == pytest.approx(numbers(one), rel=1e-9)

@@ -21,6 +21,7 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import make_layers
 
 from datamodules.errors import UserError
+from metrics.perceptual import perceptual_distance
 
 
 class Trunk(NamedTuple):
@@ -295,35 +296,50 @@ class PerceptualDistance(nn.Module):
         """
         if name not in ("lpips-alex", "lpips-vgg"):
             raise UserError(f"backbone 'hub:{name}': expected hub:lpips-alex or hub:lpips-vgg")
-        return LPIPS(name.removeprefix("lpips-"))
+        return LPIPS.pretrained(name.removeprefix("lpips-"))
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Two (B, 3, H, W) in [-1, 1] -> (B,) distances."""
-        x, y = resize(first, self.size), resize(second, self.size)
-        distance = torch.zeros(len(first), device=first.device)
+        return self.between(self.layers(first), self.layers(second))
+
+    def layers(self, image: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) in [-1, 1] -> the output of every stage, (B, C, h, w)."""
+        x, outputs = resize(image, self.size), []
         for stage in self.stages:
-            x, y = stage(x), stage(y)
-            difference = F.normalize(x.float(), dim=1) - F.normalize(y.float(), dim=1)
-            distance = distance + difference.square().sum(1).mean((1, 2))
-        return distance
+            x = stage(x)
+            outputs.append(x.float())
+        return outputs
+
+    def between(self, first: list[Tensor], second: list[Tensor]) -> Tensor:
+        """The layers of two batches of images -> (B,) distances."""
+        return perceptual_distance(first, second)
 
 
 class LPIPS(nn.Module):
-    """The ``lpips`` package's LPIPS 0.1.
+    """LPIPS 0.1 with the ``lpips`` package's trunk and heads; the layers of an image can be used for many pairs.
 
     Args:
-        net: ``alex`` or ``vgg``.
-
-    Raises:
-        UserError: torchvision's weights of that network can neither be found nor downloaded.
+        network: the package's module.
     """
 
-    def __init__(self, net: str) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
+        self.lpips = network
+
+    @classmethod
+    def pretrained(cls, net: str) -> "LPIPS":
+        """The official weights.
+
+        Args:
+            net: ``alex`` or ``vgg``.
+
+        Raises:
+            UserError: torchvision's weights of that network can neither be found nor downloaded.
+        """
         import lpips
 
         try:
-            self.lpips = lpips.LPIPS(net=net, verbose=False)
+            return cls(lpips.LPIPS(net=net, verbose=False))
         except (URLError, OSError) as error:
             raise UserError(
                 f"backbone 'hub:lpips-{net}': torchvision's ImageNet weights are not in "
@@ -331,6 +347,19 @@ class LPIPS(nn.Module):
                 "network, or use demo:perceptual"
             ) from error
 
+    @property
+    def heads(self) -> list[Tensor]:
+        """The weight of every layer's channels, (C,)."""
+        return [head.model[-1].weight.flatten() for head in self.lpips.lins]  # type: ignore[union-attr]
+
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Two (B, 3, H, W) in [-1, 1] -> (B,) distances."""
-        return self.lpips(first, second).flatten()
+        return self.between(self.layers(first), self.layers(second))
+
+    def layers(self, image: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) in [-1, 1] -> the output of every layer, (B, C, h, w)."""
+        return list(self.lpips.net(self.lpips.scaling_layer(image)))  # type: ignore[operator]
+
+    def between(self, first: list[Tensor], second: list[Tensor]) -> Tensor:
+        """The layers of two batches of images -> (B,) distances."""
+        return perceptual_distance(first, second, self.heads)
