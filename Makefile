@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-slow lint format bench weights lock clean
+.PHONY: help setup demo test test-slow lint format bench docs weights lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -42,7 +42,10 @@ lock: setup  ## resolve the dependencies anew into requirements.lock
 	  --python-version 3.11 --no-annotate --custom-compile-command "make lock" -o requirements.lock
 
 bench: setup  ## run every benchmark and print its table
-	for name in decoding metrics; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in decoding metrics streaming; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+docs: setup  ## make the README's pictures anew, from the last demo (needs chromium)
+	$(BIN)/python -m docs.pictures
 
 weights: setup  ## train the demo weights anew (hours); see docs/weights.md
 	$(BIN)/facebench data demo --out data/demo

@@ -328,7 +328,7 @@ class BatchPlan(Sampler[list[int]]):
         if not self.shuffle:
             return sum(1 for _ in self._in_order())
         if self.frames_per_batch is None:
-            full, rest = divmod(len(self.lengths), self.batch_size)  # type: ignore[arg-type]
+            full, rest = divmod(len(self.lengths), self.batch_size)  # type: ignore[operator]
             return full + (rest > 0) if len(self.mix) == 1 else max(1, full)
         if len(self.mix) == 1:
             return sum(1 for _ in self._buckets(range(len(self.lengths)), random.Random(0)))
