@@ -7,12 +7,17 @@ Published numbers under one name differ by the formula (squared or not), the red
 mean) and the pooling (over all frames of the test set, or per clip first), so each of these is an argument here
 and part of a protocol (:mod:`metrics.protocols`). Functions give one clip's values; the classes pool them over a
 test set, with a float64 sum and a count as their whole state: exact and small under DDP, whatever the number of
-frames. Rig controls (T, C) are scored by the same code as one vertex of C coordinates, (T, 1, C).
+frames. Metrics of several samples a clip are in :mod:`metrics.samples`, of time in :mod:`metrics.timing`, of rig
+controls in :mod:`metrics.rig`, of retargeting in :mod:`metrics.retargeting`.
 """
 
 from typing import Any
 
+import numpy as np
 import torch
+import trimesh
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -47,8 +52,8 @@ def lip_vertex_error(
         >>> lip_vertex_error(predicted, truth, torch.tensor([1, 2]), "l2", "mean").tolist()
         [2.5, 0.0]
     """
-    _choice("variant", variant, VARIANTS)
-    _choice("over_vertices", over_vertices, REDUCTIONS)
+    choice("variant", variant, VARIANTS)
+    choice("over_vertices", over_vertices, REDUCTIONS)
     predicted_lips, true_lips = predicted[:, lips].double(), truth[:, lips].double()
     if variant == "centred":
         predicted_lips = predicted_lips - predicted_lips.mean(1, keepdim=True)
@@ -73,6 +78,70 @@ def mean_vertex_error(predicted: Tensor, truth: Tensor) -> Tensor:
         [1.7320508075688772]
     """
     return (predicted.double() - truth.double()).norm(dim=-1).mean(1)
+
+
+def upper_face_error(predicted: Tensor, truth: Tensor, upper_face: Tensor, over_vertices: str = "max") -> Tensor:
+    """Eye or upper-face error (EVE) of each frame: the maximum or mean over U of d (EmoTalk's family).
+
+    Args:
+        predicted: (T, V, 3) vertices.
+        truth: (T, V, 3) vertices.
+        upper_face: (U,) int64 indices of the eyes and the forehead, or of the whole upper face.
+        over_vertices: ``max`` or ``mean``.
+
+    Returns:
+        (T,) float64, in the unit of the vertices.
+
+    Example:
+        >>> predicted = torch.tensor([[[3.0, 0.0, 4.0], [0.0, 1.0, 0.0]]])
+        >>> upper_face_error(predicted, torch.zeros(1, 2, 3), torch.tensor([0, 1]), "mean").tolist()
+        [3.0]
+    """
+    choice("over_vertices", over_vertices, REDUCTIONS)
+    errors = (predicted[:, upper_face].double() - truth[:, upper_face].double()).norm(dim=-1)
+    return errors.amax(1) if over_vertices == "max" else errors.mean(1)
+
+
+def surface_distance(predicted: Tensor, truth: Tensor, triangles: Tensor) -> Tensor:
+    """Face vertex error of each frame as FaceXHuBERT's script takes it: the mean distance from v̂ to the true surface.
+
+    A vertex that slides along the surface costs nothing, unlike in :func:`mean_vertex_error`. The distance is
+    exact: every triangle that can hold the nearest point is looked at.
+
+    Args:
+        predicted: (T, V̂, 3) vertices; V̂ need not be V.
+        truth: (T, V, 3) vertices.
+        triangles: (F, 3) int64 vertex indices of the true mesh.
+
+    Returns:
+        (T,) float64, in the unit of the vertices.
+
+    Example:
+        >>> square = torch.tensor([[[0.0, 0, 0], [4, 0, 0], [4, 4, 0], [0, 4, 0]]])
+        >>> above = torch.tensor([[[1.0, 2.0, 3.0], [7.0, 0.0, 4.0]]])
+        >>> surface_distance(above, square, torch.tensor([[0, 1, 2], [0, 2, 3]])).tolist()
+        [4.0]
+    """
+    frames = zip(predicted.double().cpu().numpy(), truth.double().cpu().numpy(), strict=True)
+    faces = triangles.cpu().numpy()
+    means = [_distances_to_surface(points, vertices[faces]).mean() for points, vertices in frames]
+    return torch.tensor(means, dtype=torch.float64, device=predicted.device)
+
+
+def _distances_to_surface(points: NDArray[np.float64], corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N,) distances from points (N, 3) to the nearest of triangles (F, 3, 3)."""
+    centres = corners.mean(1)
+    radius = np.linalg.norm(corners - centres[:, None], axis=-1).max()
+    tree = cKDTree(centres)
+    # The nearest point lies in a triangle whose centre is at most this far: the distance to some triangle's centre
+    # bounds the distance to the surface, and a triangle's points are within the radius of its centre.
+    reach = tree.query(points)[0] + radius
+    candidates = tree.query_ball_point(points, reach * (1 + 1e-9))
+    counts = np.array([len(found) for found in candidates])
+    owner = np.repeat(np.arange(len(points)), counts)
+    nearest = trimesh.triangles.closest_point(corners[np.concatenate(candidates).astype(int)], points[owner])
+    distances = np.linalg.norm(nearest - points[owner], axis=1)
+    return np.minimum.reduceat(distances, np.cumsum(counts) - counts)
 
 
 def motion_dynamics(vertices: Tensor, template: Tensor, region: Tensor) -> Tensor:
@@ -156,7 +225,7 @@ class MotionMetric(Metric):
 
     def __init__(self, pooling: str = "frames", scale: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.pooling = _choice("pooling", pooling, POOLINGS)
+        self.pooling = choice("pooling", pooling, POOLINGS)
         self.scale = scale
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
@@ -196,8 +265,8 @@ class LipVertexError(MotionMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(pooling, scale, **kwargs)
-        self.variant = _choice("variant", variant, VARIANTS)
-        self.over_vertices = _choice("over_vertices", over_vertices, REDUCTIONS)
+        self.variant = choice("variant", variant, VARIANTS)
+        self.over_vertices = choice("over_vertices", over_vertices, REDUCTIONS)
 
     def update(self, predicted: Tensor, truth: Tensor, lips: Tensor) -> None:
         """Adds one clip: vertices (T, V, 3) twice and the (L,) lip indices."""
@@ -210,6 +279,32 @@ class MeanVertexError(MotionMetric):
     def update(self, predicted: Tensor, truth: Tensor) -> None:
         """Adds one clip: vertices (T, V, 3) twice."""
         self.add(mean_vertex_error(predicted, truth))
+
+
+class UpperFaceError(MotionMetric):
+    """:func:`upper_face_error` over a test set.
+
+    Args:
+        over_vertices: ``max`` or ``mean``.
+        pooling: ``frames`` or ``clips``.
+        scale: multiplied into the result.
+    """
+
+    def __init__(self, over_vertices: str = "max", pooling: str = "frames", scale: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(pooling, scale, **kwargs)
+        self.over_vertices = choice("over_vertices", over_vertices, REDUCTIONS)
+
+    def update(self, predicted: Tensor, truth: Tensor, upper_face: Tensor) -> None:
+        """Adds one clip: vertices (T, V, 3) twice and the (U,) upper-face indices."""
+        self.add(upper_face_error(predicted, truth, upper_face, self.over_vertices))
+
+
+class SurfaceDistance(MotionMetric):
+    """:func:`surface_distance` over a test set; FaceXHuBERT's script pools by ``clips``."""
+
+    def update(self, predicted: Tensor, truth: Tensor, triangles: Tensor) -> None:
+        """Adds one clip: vertices (T, V̂, 3) and (T, V, 3), and the triangles (F, 3)."""
+        self.add(surface_distance(predicted, truth, triangles))
 
 
 class FaceDynamicsDeviation(MotionMetric):
@@ -239,7 +334,12 @@ class MouthOpeningDifference(MotionMetric):
         self.add(mouth_opening_difference(predicted, truth, upper_lip, lower_lip))
 
 
-def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+def choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """``value``, if it is one of ``choices``.
+
+    Raises:
+        ValueError: it is not.
+    """
     if value not in choices:
         raise ValueError(f"{name} is '{value}', expected one of {', '.join(choices)}")
     return value

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.multimodal import LipVertexError as TorchmetricsLipVertexError
@@ -119,3 +120,46 @@ def test_properties_of_lip_vertex_error(pair, variant, over, factor):
     assert torch.equal(shuffled, error)
     scaled = motion.lip_vertex_error(truth + factor * (predicted - truth), truth, LIPS, variant, over)
     assert (scaled > error).all()
+
+
+def test_upper_face_error_by_hand():
+    worst, mean = motion.UpperFaceError(), motion.UpperFaceError("mean", scale=10)
+    for metric in (worst, mean):
+        metric.update(*tiny(), LIPS)
+    assert worst.compute() == (5 + 2) / 2
+    assert mean.compute() == 10 * (2.5 + 1) / 2
+
+
+def test_surface_distance_by_hand():
+    square = torch.tensor([[[0.0, 0, 0], [4, 0, 0], [4, 4, 0], [0, 4, 0]]])
+    triangles = torch.tensor([[0, 1, 2], [0, 2, 3]])
+    points = torch.tensor([[[1.0, 2.0, 3.0], [7.0, 0.0, 4.0], [2.0, 2.0, 0.0], [-3.0, -4.0, 12.0]]])
+    # above the inside, beyond an edge's end, on the surface, beyond a corner
+    assert motion.surface_distance(points, square, triangles).item() == pytest.approx((3 + 5 + 0 + 13) / 4)
+    metric = motion.SurfaceDistance("clips", scale=2)
+    metric.update(points, square, triangles)
+    assert metric.compute().item() == pytest.approx(10.5)
+
+
+def test_surface_distance_is_the_least_over_all_triangles():
+    generator = torch.Generator().manual_seed(5)
+    truth = torch.rand(2, 30, 3, generator=generator)
+    triangles = torch.randint(0, 30, (40, 3), generator=generator)
+    triangles = triangles[(triangles.sort(1).values.diff(dim=1) > 0).all(1)]
+    points = 2 * torch.rand(2, 25, 3, generator=generator) - 0.5
+    for t, distance in enumerate(motion.surface_distance(points, truth, triangles)):
+        corners = truth[t][triangles].double().numpy()
+        least = []
+        for point in points[t].double().numpy():
+            nearest = trimesh.triangles.closest_point(corners, np.tile(point, (len(corners), 1)))
+            least.append(np.linalg.norm(nearest - point, axis=1).min())
+        assert distance.item() == pytest.approx(np.mean(least), rel=1e-9)
+
+
+def test_surface_distance_ignores_sliding_and_itself():
+    truth = torch.tensor([[[0.0, 0, 0], [4, 0, 0], [0, 4, 0]]])
+    slid = truth + torch.tensor([0.5, 0.5, 0.0]) * (truth.sum(-1, keepdim=True) == 0)
+    triangles = torch.tensor([[0, 1, 2]])
+    assert motion.surface_distance(truth, truth, triangles) == 0
+    assert motion.surface_distance(slid, truth, triangles) == 0
+    assert motion.mean_vertex_error(slid, truth) > 0.2
