@@ -18,11 +18,12 @@ import multiprocessing
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ SCHEMA = 1
 COLUMNS = "columns.json"
 
 Make = Callable[[Shard], Iterable[np.ndarray]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -218,20 +220,12 @@ def build_column(manifest: Manifest, column: Column, make: Make, processes: int 
 
     todo = [shard for shard in manifest.shards if shard.file not in done]
     bar_columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    if todo:
-        context = multiprocessing.get_context("spawn")
-        workers = min(processes or os.cpu_count() or 1, len(todo))
-        with Progress(*bar_columns) as progress, ProcessPoolExecutor(workers, mp_context=context) as pool:
-            bar = progress.add_task(f"column {column.name}", total=len(wanted), completed=len(done))
-            futures = [pool.submit(_make_tar, manifest, column, shard, make) for shard in todo]
-            try:
-                for future in as_completed(futures):
-                    tar, dims = future.result()
-                    done[tar.shard] = (tar, dims)
-                    progress.advance(bar)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    with Progress(*bar_columns) as progress:
+        bar = progress.add_task(f"column {column.name}", total=len(wanted), completed=len(done))
+        run = partial(_make_tar, manifest, column, make)
+        for tar, dims in _in_parallel(run, todo, min(processes or os.cpu_count() or 1, len(todo))):
+            done[tar.shard] = (tar, dims)
+            progress.advance(bar)
 
     shapes = sorted({tuple(dims) for _, dims in done.values()})
     if len(shapes) != 1:
@@ -264,7 +258,20 @@ def _size(manifest: Manifest, file: str) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def _make_tar(manifest: Manifest, column: Column, shard: Shard, make: Make) -> tuple[SideTar, list[int]]:
+def _in_parallel(run: Callable[[Shard], T], shards: list[Shard], processes: int) -> Iterator[T]:
+    """Results as they come; one process is this one."""
+    if processes <= 1:
+        yield from map(run, shards)
+        return
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            for future in as_completed([pool.submit(run, shard) for shard in shards]):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _make_tar(manifest: Manifest, column: Column, make: Make, shard: Shard) -> tuple[SideTar, list[int]]:
     shapes = set()
 
     def samples() -> Iterable[Sample]:

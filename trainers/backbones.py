@@ -80,6 +80,17 @@ def weight_hash(spec: str) -> str:
     return spec if spec.startswith("hub:") else file_sha256(find(spec))
 
 
+def kind_of(spec: str) -> str:
+    """The kind that the weights say they are.
+
+    Raises:
+        UserError: there is no such file, or a hub name, whose kind nobody has written down.
+    """
+    if spec.startswith("hub:"):
+        raise UserError(f"backbone '{spec}': of what kind? give --kind, one of {', '.join(CLASSES)}")
+    return _read_metadata(find(spec))["kind"]
+
+
 def card(spec: str) -> dict[str, Any]:
     """What the weights say of themselves: config, code commit, data and scores."""
     return _read_metadata(find(spec))["card"]

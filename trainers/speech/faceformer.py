@@ -21,7 +21,7 @@ Deliberate differences, none of which changes what an evaluated network gives:
 - In BIWI mode audio can end a frame before the mesh does. As in the official code such frames have no loss;
   :meth:`FaceFormer.animate` holds the last pose for them.
 - :attr:`FaceFormer.train_encoder` can be switched off: the speech encoder is then frozen as a whole, and its states
-  are computed once per clip.
+  are computed once per clip, or read from a feature column of the data.
 """
 
 import math
@@ -35,6 +35,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from datamodules.batches import SpeechBatch
 from trainers import backbones
+from trainers.features import matching_column
 from trainers.nets import speech_encoder
 from trainers.tasks import SpeechToMesh, SystemInfo
 
@@ -108,7 +109,19 @@ class FaceFormer(SpeechToMesh):
             self.encoder.freeze_extractor()
         else:
             self.frozen = ("encoder",)
+        self.column: str | None = None
         self._speech: dict[str, Tensor] = {}
+
+    def setup(self, stage: str) -> None:
+        """Also looks whether the data gives the states of a frozen encoder."""
+        super().setup(stage)
+        if not self.train_encoder:
+            self.column = matching_column(
+                self.trainer.datamodule,  # type: ignore[attr-defined]
+                self.hparams["encoder"],
+                "speech",
+                self.alignment,
+            )
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
         """The mean squared error on vertices."""
@@ -136,7 +149,9 @@ class FaceFormer(SpeechToMesh):
         Returns:
             States (B, T·m, D), m per frame, and the number of frames of each clip that have them, (B,) int64.
         """
-        if self.training and not self.train_encoder:
+        if self.column in batch.features:
+            states, lengths = batch.features[self.column], batch.feature_lengths[self.column]
+        elif self.training and not self.train_encoder:
             states, lengths = self._encode_once(batch)
         else:
             states, lengths = self.encoder(batch.audio, batch.audio_lengths, self.alignment, batch.lengths)

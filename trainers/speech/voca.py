@@ -29,6 +29,7 @@ from datamodules.batches import SpeechBatch
 from datamodules.errors import UserError
 from datamodules.stream import Loader
 from trainers import backbones
+from trainers.features import matching_column
 from trainers.nets.speech_encoder import interpolate_features
 from trainers.tasks import SpeechToMesh, SystemInfo
 
@@ -97,13 +98,16 @@ class VOCA(SpeechToMesh):
                 "model such as hub:facebook/wav2vec2-base-960h"
             )
         self.network = VOCANetwork(len(self.encoder.classes), len(subjects), num_vertices, components)
+        self.column: str | None = None
         self._features: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
-        """Also gives a new expression layer its basis, from the training clips."""
+        """Also gives a new expression layer its basis, and looks whether the data gives the encoder's states."""
         super().setup(stage)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.column = matching_column(data, self.hparams["encoder"], "speech", "native")
         if stage == "fit":
-            offsets = sample_offsets(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+            offsets = sample_offsets(data.train_dataloader())
             self.network.initialise_expressions(offsets / self.unit)
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
@@ -146,7 +150,7 @@ class VOCA(SpeechToMesh):
 
     def encode(self, batch: SpeechBatch) -> Tensor:
         """Logits of the speech encoder at the frame rate, (B, T, C), zero where padded; kept per training clip."""
-        if not self.training:
+        if not self.training or self.column in batch.features:
             return pad_sequence(self._encode(batch), batch_first=True)
         if not all(key in self._features for key in batch.key):
             clips = self._encode(batch)
@@ -155,7 +159,10 @@ class VOCA(SpeechToMesh):
 
     @torch.no_grad()
     def _encode(self, batch: SpeechBatch) -> list[Tensor]:
-        logits, lengths = self.encoder.logits(batch.audio, batch.audio_lengths)
+        if self.column in batch.features:
+            logits, lengths = self.encoder.classifier(batch.features[self.column]), batch.feature_lengths[self.column]
+        else:
+            logits, lengths = self.encoder.logits(batch.audio, batch.audio_lengths)
         counts = zip(lengths.tolist(), batch.lengths.tolist(), strict=True)
         return [interpolate_features(clip[:n], frames) for clip, (n, frames) in zip(logits, counts, strict=True)]
 
