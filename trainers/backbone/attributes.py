@@ -102,10 +102,12 @@ class AttributeTraining(pl.LightningModule):
         self._measure(batch, "test")
 
     def _measure(self, batch: FaceBatch, split: str) -> None:
-        correct = ((self.network(batch.image) > 0) == (self.targets(batch) > 0.5)).float()
-        self.log(f"{split}/accuracy", correct.mean(), batch_size=len(batch), prog_bar=True)
+        if not batch.real.any():
+            return
+        correct = ((self.network(batch.image) > 0) == (self.targets(batch) > 0.5)).float()[batch.real]
+        self.log(f"{split}/accuracy", correct.mean(), batch_size=len(correct), prog_bar=True)
         for name, column in zip(self.network.attributes, correct.T, strict=True):
-            self.log(f"{split}/accuracy/{name}", column.mean(), batch_size=len(batch))
+            self.log(f"{split}/accuracy/{name}", column.mean(), batch_size=len(correct))
 
     def configure_optimizers(self) -> Any:
         """AdamW, the rate warmed up and annealed over the whole training."""

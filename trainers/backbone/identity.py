@@ -146,7 +146,9 @@ class IdentityTraining(pl.LightningModule):
 
     def validation_step(self, batch: FaceBatch, batch_idx: int) -> None:
         """Embeds; all pairs are compared at the end."""
-        self.seen.append((self.network(batch.image), batch.identity, batch.attributes[:, self.alike]))
+        real = batch.real
+        embedding = self.network(batch.image)
+        self.seen.append((embedding[real], batch.identity[real], batch.attributes[real][:, self.alike]))
 
     test_step = validation_step
 

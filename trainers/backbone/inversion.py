@@ -183,14 +183,17 @@ class InversionTraining(pl.LightningModule):
         self._measure(batch, "test")
 
     def _measure(self, batch: FaceBatch, split: str) -> None:
-        inversion = self.generator.synthesis(self.network(batch.image), noise_mode="const").clamp(-1, 1)
-        inversion = resize(inversion, batch.image.shape[-1])
-        photo, inverted = self.identity_judge(batch.image), self.identity_judge(inversion)
-        other = batch.identity[:, None] != batch.identity
-        correct = (self.attributes_judge(inversion) > 0) == (batch.attributes[:, self.labelled] > 0.5)
+        if not batch.real.any():
+            return
+        image, identity = batch.image[batch.real], batch.identity[batch.real]
+        inversion = self.generator.synthesis(self.network(image), noise_mode="const").clamp(-1, 1)
+        inversion = resize(inversion, image.shape[-1])
+        photo, inverted = self.identity_judge(image), self.identity_judge(inversion)
+        other = identity[:, None] != identity
+        correct = (self.attributes_judge(inversion) > 0) == (batch.attributes[batch.real][:, self.labelled] > 0.5)
         values = {
-            "mse": F.mse_loss(inversion, batch.image),
-            "perceptual": self.perceptual(inversion, batch.image).mean(),
+            "mse": F.mse_loss(inversion, image),
+            "perceptual": self.perceptual(inversion, image).mean(),
             "identity": (photo * inverted).sum(1).mean(),
         }
         if other.any():
@@ -199,7 +202,7 @@ class InversionTraining(pl.LightningModule):
             f"accuracy/{name}": correct[:, i].float().mean() for i, name in enumerate(self.attributes_judge.attributes)
         }
         for name, value in values.items():
-            self.log(f"{split}/{name}", value, batch_size=len(batch), prog_bar=name == "identity")
+            self.log(f"{split}/{name}", value, batch_size=len(image), prog_bar=name == "identity")
 
     def configure_optimizers(self) -> Any:
         """AdamW, the rate warmed up and annealed over the whole training."""

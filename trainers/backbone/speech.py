@@ -82,7 +82,8 @@ class SpeechTraining(pl.LightningModule):
 
     def _measure(self, batch: SpeechBatch, split: str) -> None:
         logits, lengths = self.network.logits(batch.audio, batch.audio_lengths)
-        self.accuracy.update(logits.mT, self.targets(batch, lengths))
+        if batch.real.any():
+            self.accuracy.update(logits.mT[batch.real], self.targets(batch, lengths)[batch.real])
         self.log(f"{split}/phoneme_accuracy", self.accuracy, prog_bar=True, batch_size=len(batch))
 
     def targets(self, batch: SpeechBatch, lengths: Tensor, speed: float = 1.0) -> Tensor:
