@@ -23,6 +23,7 @@ def retargeting_error(retargeted: Tensor, truth: Tensor, over_vertices: str = "m
         (T,) float64, in the unit of the vertices.
 
     Example:
+        >>> import torch
         >>> retargeted = torch.tensor([[[3.0, 0.0, 4.0], [0.0, 1.0, 0.0]]])
         >>> [retargeting_error(retargeted, torch.zeros(1, 2, 3), over).item() for over in ("mean", "max")]
         [3.0, 5.0]
@@ -43,6 +44,7 @@ def code_error(codes: Tensor, truth: Tensor) -> Tensor:
         (T,) float64.
 
     Example:
+        >>> import torch
         >>> code_error(torch.tensor([[0.3, 0.4]]), torch.zeros(1, 2)).round(decimals=6).tolist()
         [0.5]
     """

@@ -7,7 +7,18 @@ import torch
 import torch.multiprocessing
 from torchmetrics import Metric
 
-from metrics import alignment, distribution, editing, motion, perceptual
+from metrics import (
+    alignment,
+    distribution,
+    editing,
+    emotion,
+    motion,
+    perceptual,
+    retargeting,
+    rig,
+    samples,
+    timing,
+)
 
 LIPS = torch.tensor([1, 2])
 GENERATOR = torch.Generator().manual_seed(3)
@@ -16,6 +27,22 @@ GENERATOR = torch.Generator().manual_seed(3)
 def clips(**more):
     pairs = [torch.randn(2, 3 + 2 * i, 6, 3, generator=GENERATOR) for i in range(4)]
     return [{"predicted": predicted, "truth": truth, **more} for predicted, truth in pairs]
+
+
+def draws(*shape, name):
+    """Four clips of other lengths: ``shape`` has None where the frames go."""
+    shapes = [[3 + 2 * i if size is None else size for size in shape] for i in range(4)]
+    return [{name: torch.randn(*sizes, generator=GENERATOR)} for sizes in shapes]
+
+
+def together(*parts, **more):
+    """Batches of several arguments from batches of one each."""
+    return [{key: value for part in batch for key, value in part.items()} | more for batch in zip(*parts, strict=True)]
+
+
+def emotion_batches():
+    logits = [torch.randn(2, 3 + i, 4, generator=GENERATOR) for i in range(4)]
+    return [{"logits": a, "logits_of_truth": b, "emotions": torch.arange(len(a)) % 4} for a, b in logits]
 
 
 def feature_batches():
@@ -59,6 +86,62 @@ CASES: dict[str, tuple[Metric, list[dict]]] = {
     "mean vertex error": (motion.MeanVertexError(), clips()),
     "dynamics": (motion.FaceDynamicsDeviation(), clips(template=torch.zeros(6, 3), upper_face=LIPS)),
     "mouth opening": (motion.MouthOpeningDifference(), clips(upper_lip=LIPS, lower_lip=torch.tensor([3]))),
+    "upper face": (motion.UpperFaceError("mean"), clips(upper_face=LIPS)),
+    "surface": (motion.SurfaceDistance("clips"), clips(triangles=torch.tensor([[0, 1, 2], [3, 4, 5]]))),
+    "mean estimate": (
+        samples.MeanEstimateError(),
+        together(draws(4, None, 6, 3, name="samples"), draws(None, 6, 3, name="truth"), lips=LIPS),
+    ),
+    "coverage": (
+        samples.CoverageError("l2"),
+        together(draws(4, None, 6, 3, name="samples"), draws(None, 6, 3, name="truth"), lips=LIPS),
+    ),
+    "sample diversity": (samples.SampleDiversity("halves"), draws(4, None, 6, 3, name="samples")),
+    "style diversity": (samples.StyleDiversity(), draws(None, 5, 6, 3, name="styles")),
+    "multimodality": (samples.Multimodality(), draws(4, None, 6, 3, name="samples")),
+    "controls": (
+        rig.ControlError(),
+        together(draws(None, 5, name="predicted"), draws(None, 5, name="truth"), controls=LIPS),
+    ),
+    "dynamics of controls": (
+        rig.ControlDynamicsDeviation(),
+        together(draws(None, 5, name="predicted"), draws(None, 5, name="truth"), controls=LIPS),
+    ),
+    "coefficient distance": (
+        rig.CoefficientDistance(4, length=2, stride=1),
+        [clip | {"real": i % 2 == 0} for i, clip in enumerate(draws(None, 2, name="curves"))],
+    ),
+    "retargeting": (
+        retargeting.RetargetingError("max"),
+        together(draws(None, 6, 3, name="retargeted"), draws(None, 6, 3, name="truth")),
+    ),
+    "codes": (retargeting.CodeError(), together(draws(None, 6, name="codes"), draws(None, 6, name="truth"))),
+    "lip closure": (
+        timing.BilabialClosure(tolerance=0.5),
+        together(
+            draws(None, name="predicted"), draws(None, name="truth"), rest=-0.5, phonemes=[("m", 0.0, 1.0)] * 2, fps=2
+        ),
+    ),
+    "closure offset": (
+        timing.ClosureOffset(tolerance=0.5, scale=1000),
+        together(draws(None, name="predicted"), draws(None, name="truth"), rest=0.0, phonemes=[("m", 0.0, 1.0)], fps=2),
+    ),
+    "sync": (
+        timing.SyncCorrelation(largest=0.0),
+        together(draws(None, name="opening"), draws(None, name="energy"), fps=30),
+    ),
+    "lip sync": (
+        timing.LipSyncConfidence(largest=1),
+        together(draws(None, 4, name="video"), draws(None, 4, name="audio")),
+    ),
+    "beat alignment": (
+        timing.BeatAlignment(),
+        together(draws(None, 3, name="rotations"), [{"energy": torch.tensor([0.0, 0, 4, 5, 5])}] * 4, fps=10),
+    ),
+    "rotation speed": (timing.RotationSpeed(), together(draws(None, 3, name="rotations"), fps=25)),
+    "rotation deviation": (timing.RotationDeviation(), draws(None, 3, name="rotations")),
+    "emotion accuracy": (emotion.EmotionAccuracy(), emotion_batches()),
+    "relative emotion accuracy": (emotion.EmotionAccuracy(relative=True), emotion_batches()),
     "frechet distance": (distribution.FrechetDistance(4), feature_batches()),
     "kernel distance": (distribution.KernelDistance(), feature_batches()),
     "kernel distance on subsets": (distribution.KernelDistance(5, 20), feature_batches()),
