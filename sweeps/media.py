@@ -25,7 +25,7 @@ Draw = Callable[[np.ndarray], np.ndarray]  # vertices (V, 3) -> image (size, siz
 GREY = (0.72, 0.72, 0.74)
 BACKGROUND = np.array([0.93, 0.94, 0.96])
 LABEL_HEIGHT = 24
-CLIPS = 3  # videos of one run, spread evenly over the split: the same clips for every system
+CLIPS = 2  # videos of one run, spread evenly over the split: the same clips for every system
 PHOTOS = 8  # strips of one run: the first photos of the split
 
 

@@ -73,7 +73,7 @@ for (const card of document.querySelectorAll(".compare")) {
   fill("metric", data.metrics.map((metric, index) => [metric.title, index]), 0);
   fill("left", names, 0);
   fill("right", names, 1);
-  let limit = 10;
+  let limit = 5;
 
   const media = (row, key) => {
     const original = document.getElementById(data.media[key]?.[row.name]);
@@ -129,7 +129,7 @@ for (const card of document.querySelectorAll(".compare")) {
     more.hidden = found.length <= limit;
   };
   card.addEventListener("change", () => {
-    limit = 10;
+    limit = 5;
     draw();
   });
   more.addEventListener("click", () => {
