@@ -12,7 +12,7 @@ from datamodules.speech import SpeechDataModule
 MODULES: dict[str, type[ShardDataModule]] = {module.kind: module for module in (FaceDataModule, SpeechDataModule)}
 
 
-def open_data(root: str | Path, batch_size: int = 1, **settings: Any) -> ShardDataModule:
+def open_data(root: str | Path, batch_size: int | None = 1, **settings: Any) -> ShardDataModule:
     """The data module that fits a folder; further arguments are the module's.
 
     Raises:

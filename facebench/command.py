@@ -15,7 +15,7 @@ class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 
 def run_command(function: Callable[..., Any], prog: str, args: list[str]) -> None:
-    """Parses ``args`` by the signature of ``function`` and calls it.
+    """Parses ``args`` by the signature of ``function`` and calls it; ``--world-size`` is ``--world_size``.
 
     Raises:
         UserError: wrong arguments.
@@ -30,7 +30,12 @@ def run_command(function: Callable[..., Any], prog: str, args: list[str]) -> Non
     )
     parser.add_function_arguments(function, as_group=False)
     try:
-        options = parser.parse_args(args).as_dict()
+        options = parser.parse_args([_underscored(arg) for arg in args]).as_dict()
     except ArgumentError as error:
         raise parsing_error(error) from error
     function(**options)
+
+
+def _underscored(arg: str) -> str:
+    name, equals, value = arg.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value if name.startswith("--") else arg
