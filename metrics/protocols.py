@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import yaml
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from datamodules.errors import UserError
+from metrics import motion
+from metrics.samples import PAIRINGS
 
 FOLDER = Path(__file__).parent / "protocols"
 
@@ -28,15 +30,34 @@ PROSE = {"title", "description"}
 GENERAL = {
     "speech-to-mesh": (
         *("topology", "vertices", "coordinates", "unit", "fps", "head_motion"),
-        *("length_mismatch", "unseen_speaker", "regions"),
+        *("length_mismatch", "unseen_speaker", "samples", "sample_axis", "single_sample", "regions"),
     ),
     "face-editing": (
         *("image_size", "images", "attributes", "preserved", "source", "threshold"),
         *("matched_accuracy", "matching", "judges"),
     ),
 }
-LENGTH_RULES = ("cut both to the shorter", "cut the prediction", "refuse")
-MILLIMETRES = {"m": 1000.0, "mm": 1.0}
+LENGTH_RULES = ("cut both to the shorter", "cut the prediction", "cut the truth", "refuse")
+# What the S predictions (S, T, V, 3) of one clip are: draws under one condition, or one for each speaking style.
+SAMPLE_AXES = ("draws", "styles")
+# What an edited image can be compared with.
+REFERENCES = {"identity_similarity": ("photo", "inversion"), "perceptual_distance": ("inversion",)}
+# Units of coordinates; "normalised" ones have no unit and are not converted.
+MILLIMETRES = {"m": 1000.0, "mm": 1.0, "normalised": None}
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "variant": motion.VARIANTS,
+    "over_vertices": motion.REDUCTIONS,
+    "signed": (True, False),
+    "pairing": PAIRINGS,
+}
+OF_SAMPLES = ("mean_estimate_error", "coverage_error", "sample_diversity", "style_diversity", "multimodality")
+POOLINGS = {"bilabial_closure": ("bilabials",), "closure_offset": ("bilabials",)} | dict.fromkeys(
+    (
+        *("face_dynamics_deviation", "sample_diversity", "style_diversity", "multimodality"),
+        *("sync_offset", "sync_correlation"),
+    ),
+    ("clips",),
+)
 
 
 @dataclass(frozen=True)
@@ -45,26 +66,41 @@ class Measure:
 
     Attributes:
         choices: the fields a metric must spell out.
-        higher_is_better: direction; None where the best value lies in between.
+        higher_is_better: direction; None where the best value lies in between, or is another metric's.
+        judge: the network it needs, a key of the protocol's ``judges``.
     """
 
     choices: tuple[str, ...]
     higher_is_better: bool | None
+    judge: str | None = None
 
 
 MEASURES = {
     "speech-to-mesh": {
         "lip_vertex_error": Measure(("variant", "over_vertices", "region", "pooling"), False),
+        "upper_face_error": Measure(("over_vertices", "region", "pooling"), False),
         "mean_vertex_error": Measure(("pooling",), False),
+        "surface_distance": Measure(("pooling",), False),
         "face_dynamics_deviation": Measure(("signed", "region", "pooling"), False),
         "mouth_opening_difference": Measure(("upper_lip", "lower_lip", "pooling"), False),
+        "mean_estimate_error": Measure(("variant", "over_vertices", "region", "pooling"), False),
+        "coverage_error": Measure(("variant", "over_vertices", "region", "pooling"), False),
+        "sample_diversity": Measure(("pairing", "shuffle_seed", "pooling"), None),
+        "style_diversity": Measure(("pooling",), None),
+        "multimodality": Measure(("pooling",), None),
+        "bilabial_closure": Measure(("upper_lip", "lower_lip", "tolerance_mm", "window", "pooling"), True),
+        "closure_offset": Measure(("upper_lip", "lower_lip", "tolerance_mm", "window", "pooling"), False),
+        "sync_offset": Measure(("upper_lip", "lower_lip", "largest_offset", "pooling"), False),
+        "sync_correlation": Measure(("upper_lip", "lower_lip", "largest_offset", "pooling"), True),
     },
     "face-editing": {
-        "editing_accuracy": Measure((), True),
-        "attribute_preservation": Measure((), True),
-        "identity_similarity": Measure(("reference",), True),
-        "frechet_distance": Measure((), False),
-        "kernel_distance": Measure(("scale",), False),
+        "editing_accuracy": Measure((), True, "attributes"),
+        "attribute_preservation": Measure((), True, "attributes"),
+        "identity_similarity": Measure(("reference",), True, "identity"),
+        "perceptual_distance": Measure(("reference",), False, "perceptual"),
+        "frechet_distance": Measure(("jackknife_groups",), False, "features"),
+        "kernel_distance": Measure(("scale",), False, "features"),
+        "area_under_curve": Measure(("of",), None),
     },
 }
 
@@ -144,7 +180,7 @@ class Protocol:
         return Protocol(self.name, self.task, spec)
 
     def bind_regions(self, regions: Mapping[str, ArrayLike]) -> "Protocol":
-        """Binds the hash of every region the protocol names.
+        """Binds the number of vertices and the hash of every region the protocol names.
 
         Args:
             regions: name to vertex indices.
@@ -152,7 +188,7 @@ class Protocol:
         Raises:
             UserError: a region is missing, empty, or another than the protocol's.
         """
-        hashes = {}
+        bound: dict[str, Any] = {}
         for name in self.spec["regions"]:
             if name not in regions:
                 raise UserError(
@@ -161,17 +197,38 @@ class Protocol:
             indices = np.asarray(regions[name])
             if indices.size == 0:
                 raise UserError(f"region '{name}': empty, expected vertex indices")
-            if indices.min() < 0 or indices.max() >= self.spec["vertices"]:
-                raise UserError(
-                    f"region '{name}': index {indices.max()}, but the mesh has {self.spec['vertices']} vertices"
-                )
-            hashes[f"regions.{name}.sha256"] = region_hash(indices)
-        return self.bind(hashes)
+            wrong = indices.min() if indices.min() < 0 else indices.max()
+            if not 0 <= wrong < self.spec["vertices"]:
+                raise UserError(f"region '{name}': index {wrong}, but the mesh has {self.spec['vertices']} vertices")
+            bound[f"regions.{name}.count"] = len(np.unique(indices))
+            bound[f"regions.{name}.sha256"] = region_hash(indices)
+        return self.bind(bound)
 
 
 def available() -> list[str]:
     """Names of the protocols that ship with facebench."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def read_region(name: str, path: str | Path) -> NDArray[np.int64]:
+    """Reads a region's vertex indices: integers separated by commas as official repositories have them, or ``.npy``.
+
+    Raises:
+        UserError: no such file, or something else in it.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".npy":
+            indices = np.load(path, allow_pickle=False)
+        else:
+            indices = np.array([int(number) for number in path.read_text().split(",")])
+    except (OSError, ValueError) as error:
+        raise UserError(f"region '{name}': {path} gives no vertex indices ({error})") from error
+    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
+        raise UserError(
+            f"region '{name}': {path} holds {indices.dtype} of shape {indices.shape}, expected a list of vertex indices"
+        )
+    return indices.astype(np.int64)
 
 
 def region_hash(indices: ArrayLike) -> str:
@@ -197,16 +254,56 @@ def _check(spec: Any, path: Path) -> None:
         raise UserError(f"{path}: primary is '{spec['primary']}', expected one of {', '.join(spec['metrics'])}")
     if task == "speech-to-mesh":
         _check_speech(spec, path)
+    else:
+        _check_faces(spec, path)
 
 
 def _check_speech(spec: dict[str, Any], path: Path) -> None:
-    for field, choices in (("coordinates", MILLIMETRES), ("unit", MILLIMETRES), ("length_mismatch", LENGTH_RULES)):
+    general = {
+        "coordinates": MILLIMETRES,
+        "unit": MILLIMETRES,
+        "length_mismatch": LENGTH_RULES,
+        "sample_axis": SAMPLE_AXES,
+    }
+    for field, choices in general.items():
         if spec[field] not in choices:
             raise UserError(f"{path}: {field} is '{spec[field]}', expected one of {', '.join(choices)}")
+    if (spec["coordinates"] == "normalised") != (spec["unit"] == "normalised"):
+        raise UserError(f"{path}: coordinates {spec['coordinates']} can't be given in {spec['unit']}")
+    if not 0 <= spec["single_sample"] < spec["samples"]:
+        raise UserError(f"{path}: single_sample is {spec['single_sample']}, expected less than samples")
+    for name, region in spec["regions"].items():
+        if not isinstance(region, dict) or set(region) != {"count", "sha256"}:
+            raise UserError(f"{path}: regions.{name} must give count and sha256, null where any will do")
     for name, metric in spec["metrics"].items():
+        if metric["measure"] in OF_SAMPLES and spec["samples"] < 2:
+            raise UserError(f"{path}: metrics.{name} needs several samples a clip, but samples is {spec['samples']}")
+        if metric.get("pairing") == "halves" and spec["samples"] % 2:
+            raise UserError(f"{path}: metrics.{name} pairs two halves, but samples is {spec['samples']}, not even")
         for field in ("region", "upper_lip", "lower_lip"):
-            if metric.get(field, next(iter(spec["regions"]))) not in spec["regions"]:
+            if field in metric and metric[field] not in spec["regions"]:
                 raise UserError(f"{path}: metrics.{name}.{field} is '{metric[field]}', not among regions")
+        poolings = {"pooling": POOLINGS.get(metric["measure"], motion.POOLINGS)}
+        for field, choices in (CHOICES | poolings).items():
+            if field in metric and metric[field] not in choices:
+                known = ", ".join(str(choice) for choice in choices)
+                raise UserError(f"{path}: metrics.{name}.{field} is '{metric[field]}', expected one of {known}")
+
+
+def _check_faces(spec: dict[str, Any], path: Path) -> None:
+    for name, metric in spec["metrics"].items():
+        measure = MEASURES[spec["task"]][metric["measure"]]
+        if measure.judge is not None and measure.judge not in spec["judges"]:
+            raise UserError(f"{path}: metrics.{name} needs judges.{measure.judge}, a network that the protocol names")
+        if metric["measure"] == "area_under_curve":
+            of = spec["metrics"].get(metric["of"], {}).get("measure", "area_under_curve")
+            if of in ("area_under_curve", "editing_accuracy"):
+                raise UserError(f"{path}: metrics.{name}.of is '{metric['of']}', expected a metric with a curve")
+        references = REFERENCES.get(metric["measure"])
+        if references and metric["reference"] not in references:
+            raise UserError(
+                f"{path}: metrics.{name}.reference is '{metric['reference']}', expected {' or '.join(references)}"
+            )
 
 
 def _open_fields(spec: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

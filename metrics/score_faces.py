@@ -11,6 +11,7 @@ from datamodules.errors import UserError
 from metrics import distribution, editing
 from metrics.protocols import Protocol
 from metrics.scoring import Scores, check_enough, metric_score
+from metrics.statistics import jackknife
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,15 @@ class JudgedImages:
         probabilities: (N, A) float32 attribute probabilities.
         identity: (N, D) float32 identity embeddings.
         features: (N, F) float32 features for FID and KID.
+        perceptual: (N,) float32 perceptual distance to the photo's inversion; None of the photos themselves, and where
+            the protocol has no such judge.
     """
 
     key: Sequence[str]
     probabilities: Tensor
     identity: Tensor
     features: Tensor
+    perceptual: Tensor | None = None
 
 
 def score_editing(
@@ -59,17 +63,15 @@ def score_editing(
     if unknown:
         raise UserError(f"protocol '{protocol.name}': the judge does not know {', '.join(unknown)}")
     _check_photos(photos, inversions, protocol)
-    points = {
-        name: [_judge(name, 0.0, inversions, photos, inversions, protocol, columns)]
-        for name in protocol.spec["attributes"]
-    }
+    sources = _Sources.of(photos, inversions)
+    points = {name: [_judge(name, 0.0, inversions, sources, protocol, columns)] for name in protocol.spec["attributes"]}
     for attribute, strength, edited in edits:
         if attribute not in points:
             raise UserError(f"attribute '{attribute}': protocol '{protocol.name}' scores {', '.join(points)}")
         if strength <= points[attribute][-1].strength:
             raise UserError(f"attribute '{attribute}': strength {strength} does not rise above the one before")
         _check_images(f"edits of '{attribute}' at strength {strength}", edited, photos)
-        points[attribute].append(_judge(attribute, strength, edited, photos, inversions, protocol, columns))
+        points[attribute].append(_judge(attribute, strength, edited, sources, protocol, columns))
 
     grid = [point.strength for point in next(iter(points.values()))]
     for name, curve in points.items():
@@ -77,13 +79,28 @@ def score_editing(
             raise UserError(f"attribute '{name}': no edits to score")
         if [point.strength for point in curve] != grid:
             raise UserError(f"attribute '{name}': edited at other strengths than '{next(iter(points))}'")
-    return Scores(
-        {
-            name: _at_matched_accuracy(name, choices, points, photos.key, protocol)
-            for name, choices in protocol.metrics.items()
-        },
-        [point.row(protocol) for curve in points.values() for point in curve],
-    )
+    at_strength = list(zip(*points.values(), strict=True))
+    accuracy = [torch.stack([point.accuracy.mean() for point in at]).mean().item() for at in at_strength]
+
+    def over_strengths(kind: str, name: str) -> Tensor:
+        """(S, ...) averaged over the attributes."""
+        return torch.stack([torch.stack([getattr(point, kind)[name] for point in at]).mean(0) for at in at_strength])
+
+    scores, target = {}, protocol.spec["matched_accuracy"]
+    for name, choices in protocol.metrics.items():
+        left_out = None
+        match choices["measure"]:
+            case "editing_accuracy":
+                value: Tensor | None = over_strengths("values", name)[accuracy.index(max(accuracy))]
+            case "area_under_curve":
+                value = editing.area_under_curve(accuracy, over_strengths("values", choices["of"]), target)
+            case "frechet_distance":
+                value = editing.value_at_accuracy(accuracy, over_strengths("values", name), target)
+                left_out = editing.value_at_accuracy(accuracy, over_strengths("left_out", name), target)
+            case _:
+                value = editing.value_at_accuracy(accuracy, over_strengths("values", name), target)
+        scores[name] = _image_score(choices, protocol, value, photos.key, left_out)
+    return Scores(scores, [point.row() for curve in points.values() for point in curve])
 
 
 def score_inversion(
@@ -95,27 +112,48 @@ def score_inversion(
     """
     _check_photos(photos, inversions, protocol)
     columns = {name: index for index, name in enumerate(attributes)}
-    points = [
-        _judge(name, 0.0, inversions, photos, inversions, protocol, columns) for name in protocol.spec["attributes"]
-    ]
+    sources = _Sources.of(photos, inversions)
+    points = [_judge(name, 0.0, inversions, sources, protocol, columns) for name in protocol.spec["attributes"]]
     scores = {}
     for name, choices in protocol.metrics.items():
-        values = torch.stack([point.values[name] for point in points]).mean(0)
-        scores[name] = _image_score(choices, protocol, values, photos.key)
-    return Scores(scores, [point.row(protocol) for point in points])
+        # Without an edit the curve is one point, and its area the value there.
+        values = torch.stack([point.values[choices.get("of", name)] for point in points]).mean(0)
+        left_out = points[0].left_out.get(name)  # of the inversions, which are the same for every attribute
+        scores[name] = _image_score(choices, protocol, values, photos.key, left_out)
+    return Scores(scores, [point.row() for point in points])
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """What every edit is compared with."""
+
+    photos: JudgedImages
+    inversions: JudgedImages
+    reference: distribution.FrechetReference
+
+    @classmethod
+    def of(cls, photos: JudgedImages, inversions: JudgedImages) -> "_Sources":
+        return cls(photos, inversions, distribution.FrechetReference.of(photos.features))
+
+    def named(self, name: str) -> JudgedImages:
+        return self.photos if name == "photo" else self.inversions
 
 
 @dataclass(frozen=True)
 class _Point:
-    """One attribute at one strength: of every metric the value (), or the values (N,) per image."""
+    """One attribute at one strength: of every metric the value (), or the values (N,) per image.
+
+    A Fréchet distance also has its values (G,) with one group of photos left out.
+    """
 
     attribute: str
     strength: float
     accuracy: Tensor
     values: dict[str, Tensor]
+    left_out: dict[str, Tensor]
 
-    def row(self, protocol: Protocol) -> dict[str, Any]:
-        means = {name: self.values[name].mean().item() for name in protocol.metrics}
+    def row(self) -> dict[str, Any]:
+        means = {name: value.mean().item() for name, value in self.values.items()}
         return {
             "attribute": self.attribute,
             "strength": self.strength,
@@ -128,17 +166,16 @@ def _judge(
     attribute: str,
     strength: float,
     edited: JudgedImages,
-    photos: JudgedImages,
-    inversions: JudgedImages,
+    sources: _Sources,
     protocol: Protocol,
     columns: Mapping[str, int],
 ) -> _Point:
-    source = photos if protocol.spec["source"] == "photo" else inversions
-    probabilities = source.probabilities, edited.probabilities
+    probabilities = sources.named(protocol.spec["source"]).probabilities, edited.probabilities
     kept = [columns[name] for name in protocol.spec["preserved"][attribute]]
     threshold = protocol.spec["threshold"]
     accuracy = editing.editing_accuracy(*probabilities, columns[attribute], threshold)
     values: dict[str, Tensor] = {}
+    left_out: dict[str, Tensor] = {}
     for name, choices in protocol.metrics.items():
         match choices["measure"]:
             case "editing_accuracy":
@@ -146,40 +183,33 @@ def _judge(
             case "attribute_preservation":
                 values[name] = editing.attribute_preservation(*probabilities, kept, threshold)
             case "identity_similarity":
-                reference = photos if choices["reference"] == "photo" else inversions
+                reference = sources.named(choices["reference"])
                 values[name] = editing.identity_similarity(reference.identity, edited.identity)
+            case "perceptual_distance":
+                assert edited.perceptual is not None  # a protocol with this measure names the judge
+                values[name] = edited.perceptual.double()
             case "frechet_distance":
-                moments = [distribution.mean_and_covariance(side.features) for side in (photos, edited)]
-                values[name] = distribution.frechet_distance(*moments[0], *moments[1])
+                values[name] = sources.reference.distance(edited.features)
+                groups = distribution.jackknife_groups(len(edited.key), choices["jackknife_groups"])
+                left_out[name] = sources.reference.jackknife(edited.features, groups)
             case "kernel_distance":
-                distance = distribution.kernel_distance(photos.features, edited.features).mean()
+                distance = distribution.kernel_distance(sources.photos.features, edited.features).mean()
                 values[name] = distance * choices["scale"]
-    return _Point(attribute, strength, accuracy, values)
-
-
-def _at_matched_accuracy(
-    name: str,
-    choices: Mapping[str, Any],
-    points: Mapping[str, list[_Point]],
-    keys: Sequence[str],
-    protocol: Protocol,
-) -> dict[str, Any]:
-    at_strength = list(zip(*points.values(), strict=True))
-    accuracy = [torch.stack([point.accuracy.mean() for point in at]).mean().item() for at in at_strength]
-    values = torch.stack([torch.stack([point.values[name] for point in at]).mean(0) for at in at_strength])
-    if choices["measure"] == "editing_accuracy":
-        return _image_score(choices, protocol, values[max(range(len(accuracy)), key=accuracy.__getitem__)], keys)
-    matched = editing.value_at_accuracy(accuracy, values, protocol.spec["matched_accuracy"])
-    return _image_score(choices, protocol, matched, keys)
+    return _Point(attribute, strength, accuracy, values, left_out)
 
 
 def _image_score(
-    choices: Mapping[str, Any], protocol: Protocol, values: Tensor | None, keys: Sequence[str]
+    choices: Mapping[str, Any],
+    protocol: Protocol,
+    values: Tensor | None,
+    keys: Sequence[str],
+    left_out: Tensor | None = None,
 ) -> dict[str, Any]:
+    choices = protocol.metrics[choices["of"]] if choices["measure"] == "area_under_curve" else choices
     if values is not None and values.ndim == 1:
         return metric_score(choices, protocol, dict(zip(keys, values.tolist(), strict=True)), "")
-    score = metric_score(choices, protocol, {}, "")
-    return score | {"value": None if values is None else values.item()}
+    score = metric_score(choices, protocol, {}, "") | {"value": None if values is None else values.item()}
+    return score if left_out is None else score | {"standard_error": jackknife(left_out.numpy())}
 
 
 def _check_photos(photos: JudgedImages, inversions: JudgedImages, protocol: Protocol) -> None:
@@ -194,8 +224,11 @@ def _check_photos(photos: JudgedImages, inversions: JudgedImages, protocol: Prot
 def _check_images(what: str, images: JudgedImages, photos: JudgedImages) -> None:
     if list(images.key) != list(photos.key):
         raise UserError(f"{what}: {len(images.key)} images with other keys than the {len(photos.key)} photos")
-    for field_name in ("probabilities", "identity", "features"):
-        finite = torch.isfinite(getattr(images, field_name)).all(1)
+    for field_name in ("probabilities", "identity", "features", "perceptual"):
+        values = getattr(images, field_name)
+        if values is None:
+            continue
+        finite = torch.isfinite(values).flatten(1).all(1) if values.ndim > 1 else torch.isfinite(values)
         if not finite.all():
             bad = images.key[int((~finite).nonzero()[0])]
             raise UserError(f"{what}: {field_name} of image '{bad}' are not finite (NaN or infinity)")

@@ -1,7 +1,8 @@
 """From a folder of predictions and a data set to scores under a protocol."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from datamodules.errors import UserError
 from datamodules.faces import FaceDataModule
 from datamodules.speech import SpeechDataModule
-from metrics.protocols import Protocol
+from metrics.protocols import Protocol, read_region
 from metrics.score_faces import JudgedImages, score_editing, score_inversion
 from metrics.score_speech import Clip, score_speech
 from metrics.scoring import Scores
@@ -20,13 +21,16 @@ from trainers.predictions import read_description, read_images, read_vertices
 BATCH = 64
 
 
-def score(predictions: Path, root: str, protocol: Protocol) -> tuple[Scores, Protocol]:
+def score(
+    predictions: Path, root: str, protocol: Protocol, regions: Mapping[str, str] | None = None
+) -> tuple[Scores, Protocol]:
     """Scores a folder of predictions.
 
     Args:
         predictions: as written by ``facebench predict``.
         root: folder of the data that was predicted.
         protocol: of the predictions' task.
+        regions: for speech, name to file of vertex indices, in place of the data's own or besides them.
 
     Returns:
         the scores, and the protocol bound to regions and judges.
@@ -41,17 +45,20 @@ def score(predictions: Path, root: str, protocol: Protocol) -> tuple[Scores, Pro
     if protocol.task == "speech-to-mesh":
         speech = SpeechDataModule(root, batch_size=1)
         _same_data(path, description["data"], speech.manifest.sha256, root)
-        if description["unseen"] != protocol.spec["unseen_speaker"]:
+        unseen = protocol.spec["unseen_speaker"]
+        if unseen not in ("none", description["unseen"]):
             raise UserError(
                 f"{path}: unseen speakers as '{description['unseen']}', "
-                f"protocol says '{protocol.spec['unseen_speaker']}'; predict again with model.unseen set to it"
+                f"protocol says '{unseen}'; predict again with model.unseen set to it"
             )
 
         def clips() -> Iterator[Clip]:
-            for key, truth, template in truths(speech, protocol.spec["split"]):
-                yield key, torch.from_numpy(read_vertices(predictions, key)), truth, template
+            for truth in truths(speech, protocol.spec["split"]):
+                yield replace(truth, predicted=torch.from_numpy(read_vertices(predictions, truth.key)))
 
-        return score_speech(clips(), protocol, speech.regions), protocol.bind_regions(speech.regions)
+        given = speech.regions | {name: read_region(name, file) for name, file in (regions or {}).items()}
+        bound = protocol.bind_regions(given)
+        return score_speech(clips(), bound, given, speech.topology.get("triangles")), bound
 
     faces = FaceDataModule(root, batch_size=BATCH)
     _same_data(path, description["data"], faces.manifest.sha256, root)
@@ -61,22 +68,25 @@ def score(predictions: Path, root: str, protocol: Protocol) -> tuple[Scores, Pro
         raise UserError(f"{path}: {len(description['keys'])} images, protocol scores the first {len(photos.key)}")
     parts: dict[tuple[str, float], list[JudgedImages]] = defaultdict(list)
     for batch in read_images(predictions):
-        keys = batch.pop("keys").tolist()
-        parts["", 0.0].append(judges(keys, _images(batch.pop("inversion"))))
+        keys, inversion = batch.pop("keys").tolist(), _images(batch.pop("inversion"))
+        layers = judges.layers(inversion)
+        parts["", 0.0].append(judges(keys, inversion, layers))
         for attribute, images in batch.items():
             for strength, edited in zip(description["strengths"], images, strict=True):
-                parts[attribute, strength].append(judges(keys, _images(edited)))
+                parts[attribute, strength].append(judges(keys, _images(edited), layers))
     judged = {name: _joined(batches) for name, batches in parts.items()}
     inversions = judged.pop(("", 0.0))
     edits = ((attribute, strength, images) for (attribute, strength), images in judged.items())
     return score_editing(photos, inversions, edits, judges.protocol, judges.attributes), judges.protocol
 
 
-def truths(data: SpeechDataModule, split: str) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Key, vertices (T, V, 3) and template (V, 3) of every clip of a split."""
+def truths(data: SpeechDataModule, split: str) -> Iterator[Clip]:
+    """Every clip of a split, with the truth as its prediction."""
     for batch in data.loader(split):
         for i, key in enumerate(batch.key):
-            yield key, batch.vertices[i, : batch.lengths[i]], batch.template[i]
+            vertices = batch.vertices[i, : batch.lengths[i]]
+            audio = batch.audio[i, : batch.audio_lengths[i]]
+            yield Clip(key, vertices, vertices, batch.template[i], audio, batch.phonemes[i], data.fps)
 
 
 def score_reconstruction(generator: str, inverter: str, root: str, protocol: Protocol) -> tuple[Scores, Protocol]:
@@ -113,17 +123,31 @@ class Judges:
         )
         self.classifier = backbones.load(named["attributes"], "attributes")
         self.identity = backbones.load(named["identity"], "identity")
-        self.extractor = backbones.load(named["features"], "attributes")
+        shared = named["features"] == named["attributes"]
+        self.extractor = self.classifier if shared else backbones.load(named["features"], "features")
+        self.perceptual = backbones.load(named["perceptual"], "perceptual") if "perceptual" in named else None
         self.attributes: list[str] = self.classifier.attributes  # type: ignore[assignment]
 
     @torch.inference_mode()
-    def __call__(self, keys: list[str], images: Tensor) -> JudgedImages:
-        """Judges images (N, 3, H, W) in [-1, 1]."""
+    def layers(self, images: Tensor) -> list[Tensor] | None:
+        """What the perceptual judge sees in images (N, 3, H, W) in [-1, 1]; None without such a judge."""
+        return None if self.perceptual is None else self.perceptual.layers(images)
+
+    @torch.inference_mode()
+    def __call__(self, keys: list[str], images: Tensor, inversion: list[Tensor] | None = None) -> JudgedImages:
+        """Judges images (N, 3, H, W) in [-1, 1], with what the perceptual judge sees in their inversions."""
+        perceptual = None
+        if self.perceptual is not None and inversion is not None:
+            perceptual = self.perceptual.between(self.perceptual.layers(images), inversion)
+        features = self.extractor.features(images)
+        shared = self.extractor is self.classifier
+        logits = self.classifier.classify(features) if shared else self.classifier(images)
         return JudgedImages(
             key=keys,
-            probabilities=self.classifier(images).sigmoid(),
+            probabilities=logits.sigmoid(),
             identity=self.identity(images),
-            features=self.extractor.features(images),  # type: ignore[operator]
+            features=features,
+            perceptual=perceptual,
         )
 
     @torch.inference_mode()
@@ -133,7 +157,11 @@ class Judges:
         for batch in data.loader(self.protocol.spec["split"]):
             number = min(wanted, len(batch.key))
             image = batch.image[:number]
-            parts.append(self(batch.key[:number], image if change is None else change(image)))
+            if change is None:
+                parts.append(self(batch.key[:number], image))
+            else:
+                changed = change(image)
+                parts.append(self(batch.key[:number], changed, self.layers(changed)))
             wanted -= number
             if not wanted:
                 return _joined(parts)
@@ -146,11 +174,13 @@ def _images(pixels: object) -> Tensor:
 
 
 def _joined(parts: list[JudgedImages]) -> JudgedImages:
+    perceptual = [part.perceptual for part in parts]
     return JudgedImages(
         key=[key for part in parts for key in part.key],
         probabilities=torch.cat([part.probabilities for part in parts]),
         identity=torch.cat([part.identity for part in parts]),
         features=torch.cat([part.features for part in parts]),
+        perceptual=None if None in perceptual else torch.cat([part for part in perceptual if part is not None]),
     )
 
 

@@ -11,7 +11,10 @@ The kinds, and what each gives:
 ``inverter``    image (B, 3, H, W) in [-1, 1] -> W+ (B, L, D)
 ``attributes``  image -> logits (B, A), names in ``.attributes``
 ``identity``    image -> unit vectors (B, d)
-``perceptual``  two images -> distance (B,)
+``perceptual``  two images -> distance (B,); ``.layers`` of an image, distance ``.between`` two images' layers
+``features``    ``.features``: image -> (B, d), for distances of two sets; any attribute classifier has them too
+``clip``        ``.encode_image``: image -> (B, D); ``.encode_text``: captions -> (B, D)
+``landmarks``   image -> (B, 68, 2), x and y in pixels
 ``speech``      :class:`trainers.nets.speech_encoder.SpeechEncoder`
 =============  ==========================================================================================
 
@@ -41,6 +44,15 @@ CLASSES = {
     "identity": "trainers.nets.face_encoders:IdentityEncoder",
     "perceptual": "trainers.nets.face_encoders:PerceptualDistance",
     "speech": "trainers.nets.speech_encoder:SpeechEncoder",
+    "features": "trainers.nets.extractors:InceptionFeatures",
+    "clip": "trainers.nets.extractors:CLIPEncoder",
+    "landmarks": "trainers.nets.extractors:DlibLandmarks",
+}
+
+# How to get weights that others publish, by file name.
+PUBLISHED = {
+    "inception-2015-12-05.pt": "clean-fid downloads it: cleanfid.downloads_helper.check_download_inception('FOLDER')",
+    "shape_predictor_68_face_landmarks.dat": "dlib publishes it; hub:dlib-68 takes it from facebench[dlib]",
 }
 
 
@@ -54,23 +66,29 @@ def load(spec: str, kind: str) -> Any:
     if source == "hub":
         network = _class(kind).from_hub(name)
     elif source in ("demo", "path"):
-        network = _load_file(find(spec), kind)
+        path = find(spec)
+        foreign = source == "path" and (Path(name).is_dir() or path.suffix != ".safetensors")
+        read = getattr(_class(kind), "from_file", None) if foreign else None
+        network = _load_file(path, kind) if read is None else read(path)
     else:
         raise UserError(f"backbone '{spec}': expected demo:<name>, path:<file> or hub:<name>")
     return network.eval().requires_grad_(False)
 
 
 def find(spec: str) -> Path:
-    """The file behind ``demo:<name>`` or ``path:<file>``.
+    """The file behind ``demo:<name>`` or ``path:<file>``; of a folder its ``model.safetensors``.
 
     Raises:
         UserError: there is none.
     """
     source, _, name = spec.partition(":")
     path = WEIGHTS / f"{name}.safetensors" if source == "demo" else Path(name)
+    if path.is_dir():
+        path = path / "model.safetensors"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors")))
-        hint = f"demo weights here: {known}" if source == "demo" else "download it or train it with 'facebench fit'"
+        advice = PUBLISHED.get(path.name, "download it or train it with 'facebench fit'")
+        hint = f"demo weights here: {known}" if source == "demo" else advice
         raise UserError(f"backbone '{spec}': no such weights; {hint}")
     return path
 
@@ -116,9 +134,10 @@ def save(network: nn.Module, path: Path, kind: str, init: dict[str, Any], card: 
 
 def _load_file(path: Path, kind: str) -> nn.Module:
     metadata = _read_metadata(path)
-    if metadata["kind"] != kind:
+    # An attribute classifier gives features as well.
+    if (metadata["kind"], kind) != ("attributes", "features") and metadata["kind"] != kind:
         raise UserError(f"{path}: weights of kind '{metadata['kind']}', expected '{kind}'")
-    network = _class(kind)(**metadata["init"])
+    network = _class(metadata["kind"])(**metadata["init"])
     with safe_open(path, framework="pt") as file:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     try:

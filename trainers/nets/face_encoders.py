@@ -195,7 +195,10 @@ class AttributeClassifier(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, A) logits."""
-        features = self.features(image)
+        return self.classify(self.features(image))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """What :meth:`features` gives -> (B, A) logits."""
         return torch.cat([head(features) for head in self.heads], 1)
 
     def features(self, image: Tensor) -> Tensor:
