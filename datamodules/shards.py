@@ -284,10 +284,14 @@ def build_shards(
         bar = progress.add_task(f"{name}: {kind}", total=len(jobs), completed=len(done))
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=context) as pool:
-            for future in as_completed([pool.submit(_run_job, root, job) for job in todo]):
-                shard = future.result()
-                done[shard.file] = shard
-                progress.advance(bar)
+            try:
+                for future in as_completed([pool.submit(_run_job, root, job) for job in todo]):
+                    shard = future.result()
+                    done[shard.file] = shard
+                    progress.advance(bar)
+            except BaseException:  # a mistake in one shard is told now, not when all others are built
+                pool.shutdown(cancel_futures=True)
+                raise
 
     checksums = {}
     for filename, contents in (files or {}).items():

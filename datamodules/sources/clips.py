@@ -238,6 +238,7 @@ def build_clips(
     mesh: Path | None = None,
     precision: Precision = "float32",
     limit: int | None = None,
+    in_order: bool = False,
     processes: int | None = None,
 ) -> Manifest:
     """Builds shards of kind ``talking-heads``.
@@ -258,6 +259,7 @@ def build_clips(
         mesh: a mesh file with the triangles.
         precision: of the offsets; float16 halves the shards.
         limit: most clips of each split.
+        in_order: see :func:`datamodules.sources.layout.shard_jobs`.
         processes: parallel processes, by default one per core.
 
     Raises:
@@ -292,7 +294,7 @@ def build_clips(
     }
     # A clip has about 130 frames; sound and labels take about 200 kB.
     per_shard = max(1, round(SHARD_BYTES / (130 * 12 * vertices + 200e3)))
-    jobs = shard_jobs(splits, make, per_shard, limit)
+    jobs = shard_jobs(splits, make, per_shard, limit, in_order)
     keys = {split: [clip.key for clip in clips[:limit]] for split, clips in splits.items()}
     plan = {"source": name, "version": version, "fields": described, "keys": keys}
     return build_shards(

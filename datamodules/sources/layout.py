@@ -5,7 +5,7 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -49,7 +49,11 @@ def need_folder(root: Path) -> Path:
 
 
 def shard_jobs(
-    splits: dict[str, list[K]], make: Callable[[list[K]], Iterable[Sample]], per_shard: int, limit: int | None = None
+    splits: dict[str, list[K]],
+    make: Callable[[list[K]], Iterable[Sample]],
+    per_shard: int,
+    limit: int | None = None,
+    in_order: bool = False,
 ) -> list[ShardJob]:
     """Deals the items of each split over shards of equal size, so that each shard is a cross-section of its split.
 
@@ -58,6 +62,7 @@ def shard_jobs(
         make: items -> samples; runs in another process, one shard at a time.
         per_shard: most items in a shard.
         limit: takes only the first so many items of each split.
+        in_order: cuts the list instead, for items that lie together in large files.
 
     Raises:
         UserError: ``limit`` is not positive.
@@ -68,7 +73,10 @@ def shard_jobs(
     for split, items in splits.items():
         taken = items[:limit]
         count = -(-len(taken) // per_shard)
-        jobs += [ShardJob(f"{split}-{i:06d}.tar", split, partial(make, taken[i::count])) for i in range(count)]
+        size = -(-len(taken) // max(count, 1))
+        for i in range(count):
+            part = taken[i * size : (i + 1) * size] if in_order else taken[i::count]
+            jobs.append(ShardJob(f"{split}-{i:06d}.tar", split, partial(make, part)))
     return jobs
 
 
@@ -137,13 +145,13 @@ def read_table(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
     return rows
 
 
-def split_of(row: dict[str, str], path: Path, default: str = "train") -> str:
+def split_of(row: dict[str, Any], path: Path, default: str = "train") -> str:
     """The split that a row names.
 
     Raises:
         UserError: a name that cannot begin the name of a file.
     """
-    split = row.get("split") or default
+    split = str(row.get("split") or default)
     if not split.replace("_", "").isalnum():
         raise UserError(f"{path}: split '{split}', expected letters, digits and _; for instance train, val or test")
     return split

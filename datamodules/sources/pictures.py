@@ -229,6 +229,7 @@ def build_pictures(
     landmarks: str | None = None,
     fields: dict[str, Any] | None = None,
     limit: int | None = None,
+    in_order: bool = False,
     processes: int | None = None,
 ) -> Manifest:
     """Builds shards of kind ``faces``.
@@ -244,6 +245,7 @@ def build_pictures(
         landmarks: what the points are; None where the data has none.
         fields: further fields of the manifest.
         limit: most pictures of each split.
+        in_order: see :func:`datamodules.sources.layout.shard_jobs`.
         processes: parallel processes, by default one per core.
 
     Raises:
@@ -262,7 +264,7 @@ def build_pictures(
         **(fields or {}),
     }
     per_shard = int(np.clip(round(SHARD_BYTES / (1.5 * how.size**2 + 1000)), 1, MOST_PICTURES))
-    jobs = shard_jobs(splits, make, per_shard, limit)
+    jobs = shard_jobs(splits, make, per_shard, limit, in_order)
     keys = {split: [picture.key for picture in pictures[:limit]] for split, pictures in splits.items()}
     plan = {"source": name, "version": version, "fields": described, "keys": keys}
     return build_shards(out, jobs, kind="faces", name=name, fields=described, plan=plan, processes=processes)
