@@ -39,11 +39,12 @@ def animate(
 
     from datamodules.audio import SAMPLE_RATE, read_audio
     from datamodules.batches import SpeechBatch
+    from datamodules.draw import drawer, mesh_drawer
     from datamodules.errors import UserError
     from datamodules.render import Camera
     from datamodules.shards import npy_bytes, write_atomic
     from datamodules.speech import SpeechDataModule
-    from sweeps.media import drawer, mesh_drawer, write_video
+    from sweeps.media import write_video
     from trainers.tasks import SpeechToMesh, load_system
 
     samples = read_audio(audio)

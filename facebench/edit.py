@@ -35,9 +35,9 @@ def edit(
     import torch
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    from datamodules.draw import png_bytes
     from datamodules.errors import UserError
     from datamodules.shards import write_atomic
-    from sweeps.media import png_bytes
     from trainers.tasks import FaceEditing, load_system
 
     system = load_system(checkpoint)

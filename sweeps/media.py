@@ -1,8 +1,7 @@
 """Pictures and videos of predictions: what a person looks at beside the numbers."""
 
-import io
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,12 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
 from datamodules.audio import SAMPLE_RATE
-from datamodules.demo.talking import appearance
+from datamodules.draw import Draw, drawer, png_bytes
 from datamodules.faces import FaceDataModule
-from datamodules.render import Camera, Light, render
 from datamodules.shards import write_atomic
 from datamodules.speech import SpeechDataModule
 from trainers.predictions import read_description, read_images, read_vertices
 
-Draw = Callable[[np.ndarray], np.ndarray]  # vertices (V, 3) -> image (size, size, 3) uint8
-
-GREY = (0.72, 0.72, 0.74)
-BACKGROUND = np.array([0.93, 0.94, 0.96])
 LABEL_HEIGHT = 24
 CLIPS = 2  # videos of one run, spread evenly over the split: the same clips for every system
 PHOTOS = 8  # strips of one run: the first photos of the split
@@ -71,42 +65,6 @@ def write_comparisons(
             write_video(path, tracks, drawer(data, batch.subject[0], 224), audio, data.fps)
             made.append((key, path, batch.transcript[0]))
     return made
-
-
-def drawer(data: SpeechDataModule, subject: str, size: int) -> Draw:
-    """How to draw a subject: in colour where the data says what it looks like, else as a grey mesh."""
-    template = data.templates[subject].numpy()
-    centre, extent = (template.max(0) + template.min(0)) / 2, np.ptp(template, axis=0)
-    camera = Camera(centre=tuple(centre), distance=1.2, frame=float(1.1 * extent[:2].max()))
-    light = Light()
-    if subject in data.manifest.fields.get("identities", {}):
-        person = appearance(data.manifest, subject)
-
-        def draw(vertices: np.ndarray) -> np.ndarray:
-            mesh = person.dress(vertices)
-            return render(
-                mesh.vertices,
-                mesh.triangles,
-                mesh.colours,
-                size,
-                camera,
-                supersample=2,
-                background=BACKGROUND,
-                light=light,
-            )
-
-        return draw
-    return mesh_drawer(data.topology["triangles"], camera, size)
-
-
-def mesh_drawer(triangles: np.ndarray, camera: Camera, size: int) -> Draw:
-    """Draws any mesh in grey."""
-
-    def draw(vertices: np.ndarray) -> np.ndarray:
-        colours = np.tile(GREY, (len(vertices), 1))
-        return render(vertices, triangles, colours, size, camera, supersample=2, background=BACKGROUND, light=Light())
-
-    return draw
 
 
 def write_video(
@@ -166,13 +124,6 @@ def write_strips(folder: Path, predictions: Path, data: FaceDataModule, title: s
         write_atomic(path, png_bytes(np.concatenate([header, row])))
         made.append((key, path, f"{title}: photo, inversion, then each attribute edited to the opposite"))
     return made
-
-
-def png_bytes(image: np.ndarray) -> bytes:
-    """An image (H, W, 3) uint8 as the bytes of a PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "png", optimize=True)
-    return buffer.getvalue()
 
 
 def _label(text: str, width: int) -> np.ndarray:

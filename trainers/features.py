@@ -17,8 +17,8 @@ import torch
 from datamodules.batches import FaceBatch, SpeechBatch
 from datamodules.columns import Column, build_column
 from datamodules.datamodule import ShardDataModule
-from datamodules.errors import BadSample, UserError
-from datamodules.kinds import open_data
+from datamodules.errors import UserError
+from datamodules.kinds import open_data, read_sample
 from datamodules.shards import Shard
 from datamodules.stream import ShardReader
 from trainers import backbones
@@ -136,22 +136,11 @@ def _extract(
     size = 1 if data.kind == "talking-heads" else IMAGES
     for start in range(0, len(shard.keys), size):
         numbers = range(start, min(start + size, len(shard.keys)))
-        batch = data.collate([_sample(data, reader, number) for number in numbers])
+        batch = data.collate([read_sample(data, reader, number) for number in numbers])
         batch = data.transfer_batch_to_device(batch, device, 0)
         with torch.inference_mode():
             arrays = EXTRACTORS[kind][1](network, batch, alignment)
         yield from (array.float().cpu().numpy() for array in arrays)
-
-
-def _sample(data: ShardDataModule, reader: ShardReader, number: int) -> Any:
-    key = reader.shard.keys[number]
-    try:
-        return data.decode(key, reader.read(number))
-    except UserError:
-        raise
-    except Exception as error:
-        what = str(error) if isinstance(error, BadSample) else f"not decodable ({type(error).__name__}: {error})"
-        raise UserError(f"{reader.path}: sample '{key}': {what}; copy the shard again or rebuild it") from error
 
 
 @cache
