@@ -189,7 +189,7 @@ def features(
     print(f"column '{column.name}': {dims} {column.dtype}; use it by --data.init_args.columns '[{column.name}]'")
 
 
-TOOLS = {"check": check, "show": show, "features": features}
+TOOLS: dict[str, Callable[..., None]] = {"check": check, "show": show, "features": features}
 
 
 def main(args: list[str]) -> None:
