@@ -44,6 +44,31 @@ def clip_score(image: Tensor, text: Tensor, variant: Variant = "x100-clipped") -
     return 100 * cosine.clamp(min=0) if variant == "x100-clipped" else cosine
 
 
+def chosen_caption(captions: Sequence[str], key: str, rule: str) -> str:
+    """The caption of a sample that an image is generated from and judged by.
+
+    Args:
+        captions: all of the sample.
+        key: of the sample.
+        rule: ``fixed:k``: the k-th of each; ``random:seed``: one at random, the same on every machine.
+
+    Raises:
+        UserError: another rule, or a sample without that caption.
+
+    Example:
+        >>> chosen_caption(["a man", "a young man"], "00001", "fixed:1")
+        'a young man'
+    """
+    kind, _, number = rule.partition(":")
+    if kind not in ("fixed", "random") or not number.isdigit():
+        raise UserError(f"caption: '{rule}', expected fixed:k or random:seed")
+    digest = hashlib.sha256(f"{number}:{key}".encode()).digest()
+    index = int(number) if kind == "fixed" else int.from_bytes(digest[:8], "big") % max(len(captions), 1)
+    if index >= len(captions):
+        raise UserError(f"caption: sample '{key}' has {len(captions)} captions, the rule is '{rule}'")
+    return captions[index]
+
+
 def caption_numbers(captions: Sequence[str]) -> Tensor:
     """A number for each caption, equal for captions that differ only in case or spaces; (N,) int64.
 

@@ -36,10 +36,14 @@ GENERAL = {
         *("image_size", "images", "attributes", "preserved", "source", "threshold"),
         *("matched_accuracy", "matching", "judges"),
     ),
+    "text-to-face": (
+        *("image_size", "resizer", "split", "images", "reference_images", "samples", "caption", "judges"),
+    ),
 }
 LENGTH_RULES = ("cut both to the shorter", "cut the prediction", "cut the truth", "refuse")
 # What the S predictions (S, T, V, 3) of one clip are: draws under one condition, or one for each speaking style.
 SAMPLE_AXES = ("draws", "styles")
+RESIZERS = ("PIL bicubic", "PIL bilinear", "PIL lanczos", "PIL box")
 # What an edited image can be compared with.
 REFERENCES = {"identity_similarity": ("photo", "inversion"), "perceptual_distance": ("inversion",)}
 # Units of coordinates; "normalised" ones have no unit and are not converted.
@@ -90,7 +94,7 @@ MEASURES = {
         "multimodality": Measure(("pooling",), None),
         "bilabial_closure": Measure(("upper_lip", "lower_lip", "tolerance_mm", "window", "pooling"), True),
         "closure_offset": Measure(("upper_lip", "lower_lip", "tolerance_mm", "window", "pooling"), False),
-        "sync_offset": Measure(("upper_lip", "lower_lip", "largest_offset", "pooling"), False),
+        "sync_offset": Measure(("upper_lip", "lower_lip", "largest_offset", "pooling"), None),
         "sync_correlation": Measure(("upper_lip", "lower_lip", "largest_offset", "pooling"), True),
     },
     "face-editing": {
@@ -101,6 +105,19 @@ MEASURES = {
         "frechet_distance": Measure(("jackknife_groups",), False, "features"),
         "kernel_distance": Measure(("scale",), False, "features"),
         "area_under_curve": Measure(("of",), None),
+    },
+    "text-to-face": {
+        "frechet_distance": Measure(("jackknife_groups",), False, "features"),
+        "frechet_distance_at": Measure(("images", "seed"), False, "features"),
+        "frechet_distance_at_infinity": Measure(("smallest", "points", "seed"), False, "features"),
+        "kernel_distance": Measure(("subsets", "subset_size", "seed", "scale"), False, "features"),
+        "neighbour_score": Measure(("part", "k"), True, "features"),
+        "clip_score": Measure(("variant",), True, "clip"),
+        "r_precision": Measure(("style", "candidates", "seed"), True, "clip"),
+        "identity_similarity": Measure(("reference",), True, "identity"),
+        "distance_to_real": Measure((), False, "perceptual"),
+        "diversity": Measure((), True, "perceptual"),
+        "landmark_error": Measure(("eyes",), False, "landmarks"),
     },
 }
 
@@ -291,6 +308,16 @@ def _check_speech(spec: dict[str, Any], path: Path) -> None:
 
 
 def _check_faces(spec: dict[str, Any], path: Path) -> None:
+    if spec["task"] == "text-to-face":
+        if spec["resizer"] not in RESIZERS:
+            raise UserError(f"{path}: resizer is '{spec['resizer']}', expected one of {', '.join(RESIZERS)}")
+        if spec["samples"] < 2 and any(metric["measure"] == "diversity" for metric in spec["metrics"].values()):
+            raise UserError(f"{path}: samples is {spec['samples']}, but diversity needs at least 2 images of a caption")
+    fixed = {
+        "variant": ("x100-clipped", "raw"),
+        "style": ("drawn", "batches"),
+        "part": ("precision", "recall", "density", "coverage"),
+    }
     for name, metric in spec["metrics"].items():
         measure = MEASURES[spec["task"]][metric["measure"]]
         if measure.judge is not None and measure.judge not in spec["judges"]:
@@ -299,6 +326,11 @@ def _check_faces(spec: dict[str, Any], path: Path) -> None:
             of = spec["metrics"].get(metric["of"], {}).get("measure", "area_under_curve")
             if of in ("area_under_curve", "editing_accuracy"):
                 raise UserError(f"{path}: metrics.{name}.of is '{metric['of']}', expected a metric with a curve")
+        for choice, allowed in fixed.items():
+            if choice in measure.choices and metric[choice] not in allowed:
+                raise UserError(
+                    f"{path}: metrics.{name}.{choice} is '{metric[choice]}', expected one of {', '.join(allowed)}"
+                )
         references = REFERENCES.get(metric["measure"])
         if references and metric["reference"] not in references:
             raise UserError(

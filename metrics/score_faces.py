@@ -1,4 +1,7 @@
-"""Scores edited images under a protocol of the task ``face-editing``."""
+"""Scores edited images (task ``face-editing``) and generated ones (task ``text-to-face``) under a protocol.
+
+The judges have looked at every image once; everything here is computed from what they said.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +11,9 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import UserError
-from metrics import distribution, editing
+from metrics import alignment, distribution, editing
 from metrics.protocols import Protocol
+from metrics.references import Reference
 from metrics.scoring import Scores, check_enough, metric_score
 from metrics.statistics import jackknife
 
@@ -32,6 +36,114 @@ class JudgedImages:
     identity: Tensor
     features: Tensor
     perceptual: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class GeneratedImages:
+    """What the judges say of N generated images, one for each caption.
+
+    A judge that the protocol does not name has None.
+
+    Attributes:
+        key: the sample each caption is of, length N, in the order of the test set.
+        caption: the captions, length N.
+        extractor: SHA-256 of the weights that ``features`` come from.
+        features: (N, F) float32 features for distances of two sets.
+        image_embedding: (N, D) float32 of the images.
+        text_embedding: (N, D) float32 of the captions.
+        identity: (N,) cosine of identity embeddings with the real image.
+        distance_to_real: (N,) perceptual distance to the real image.
+        diversity: (N,) mean perceptual distance between all images of the caption.
+        landmark_error: (N,) distance from the real image's landmarks, in eye distances.
+    """
+
+    key: Sequence[str]
+    caption: Sequence[str]
+    extractor: str
+    features: Tensor
+    image_embedding: Tensor | None = None
+    text_embedding: Tensor | None = None
+    identity: Tensor | None = None
+    distance_to_real: Tensor | None = None
+    diversity: Tensor | None = None
+    landmark_error: Tensor | None = None
+
+
+def score_generation(reference: Reference, generated: GeneratedImages, protocol: Protocol) -> Scores:
+    """Scores generated images against a set of real ones and against their captions.
+
+    Args:
+        reference: statistics of the real images.
+        generated: what the judges say.
+        protocol: of the task ``text-to-face``.
+
+    Raises:
+        UserError: another number of images than the protocol says, fewer than two, values that are not finite,
+            statistics of another extractor, or a metric that asks for more images or captions than there are.
+    """
+    spec = protocol.spec
+    check_enough(len(generated.key), "images")
+    if len(generated.key) != spec["images"]:
+        raise UserError(
+            f"predictions: {len(generated.key)} images, but protocol '{protocol.name}' scores {spec['images']}"
+        )
+    reference.check_extractor(generated.extractor)
+    for field_name, value in vars(generated).items():
+        if isinstance(value, Tensor):
+            finite = torch.isfinite(value).reshape(len(value), -1).all(1)
+            if not finite.all():
+                bad = generated.key[int((~finite).nonzero()[0])]
+                raise UserError(f"predictions: {field_name} of image '{bad}' is not finite (NaN or infinity)")
+
+    frechet = distribution.FrechetReference(reference.mean, reference.covariance)
+    neighbours: dict[int, distribution.NeighbourScores] = {}
+    scores = {}
+    for name, choices in protocol.metrics.items():
+        left_out = None
+        match choices["measure"]:
+            case "frechet_distance":
+                value = frechet.distance(generated.features)
+                groups = distribution.jackknife_groups(len(generated.key), choices["jackknife_groups"])
+                left_out = frechet.jackknife(generated.features, groups)
+            case "frechet_distance_at":
+                value = frechet.at(generated.features, [choices["images"]], choices["seed"])[0]
+            case "frechet_distance_at_infinity":
+                value = frechet.infinity(generated.features, choices["smallest"], choices["points"], choices["seed"])
+            case "kernel_distance":
+                sides, draws = (reference.features, generated.features), None
+                if choices["subsets"]:
+                    drawn = choices["subsets"], choices["subset_size"], choices["seed"]
+                    draws = distribution.random_subsets(*sides, *drawn)
+                value = distribution.kernel_distance(*sides, draws).mean() * choices["scale"]
+            case "neighbour_score":
+                k = choices["k"]
+                if k not in neighbours:
+                    neighbours[k] = distribution.neighbour_scores(reference.features, generated.features, k)
+                value = getattr(neighbours[k], choices["part"])
+            case "clip_score":
+                value = alignment.clip_score(*_embeddings(generated), choices["variant"])
+            case "r_precision":
+                embeddings, captions = _embeddings(generated), alignment.caption_numbers(generated.caption)
+                if choices["style"] == "batches":
+                    value = alignment.batch_r_precision(*embeddings, captions, choices["candidates"])
+                else:
+                    value = alignment.r_precision(*embeddings, captions, choices["candidates"], choices["seed"])
+            case "identity_similarity":
+                value = _given(generated.identity, name)
+            case measure:
+                value = _given(getattr(generated, measure), name)
+        scores[name] = _image_score(choices, protocol, value, generated.key[: value.numel()], left_out)
+    return Scores(scores)
+
+
+def _embeddings(generated: GeneratedImages) -> tuple[Tensor, Tensor]:
+    return _given(generated.image_embedding, "image_embedding"), _given(generated.text_embedding, "text_embedding")
+
+
+def _given(value: Tensor | None, name: str) -> Tensor:
+    if value is None:
+        raise ValueError(f"{name}: its judge was not asked")
+    return value.double()
 
 
 def score_editing(

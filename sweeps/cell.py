@@ -93,8 +93,7 @@ def run_system(cell: Cell, protocol: Protocol, folder: Path) -> tuple[dict[str, 
     if not (predictions / DESCRIPTION).is_file():
         RunCLI(["fit", *common, "--data.init_args.seed", str(cell.seed)])
         predict = ["--data.init_args.predict_split", protocol.spec["split"]]
-        if cell.task == "face-editing":
-            images = protocol.spec["images"]
+        if images := protocol.spec.get("images"):  # the first of the split
             size = math.gcd(images, 64)
             predict += ["--data.init_args.batch_size", str(size)]
             predict += ["--trainer.limit_predict_batches", str(images // size)]

@@ -2,20 +2,34 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
+from cleanfid.resize import make_resizer
 from torch import Tensor
 
 from datamodules.errors import UserError
 from datamodules.faces import FaceDataModule
 from datamodules.speech import SpeechDataModule
+from metrics.alignment import chosen_caption
+from metrics.editing import identity_similarity, landmark_error
+from metrics.perceptual import pairwise_distance
 from metrics.protocols import Protocol, read_region
-from metrics.score_faces import JudgedImages, score_editing, score_inversion
+from metrics.references import ReferenceKey, cached
+from metrics.score_faces import (
+    GeneratedImages,
+    JudgedImages,
+    score_editing,
+    score_generation,
+    score_inversion,
+)
 from metrics.score_speech import Clip, score_speech
 from metrics.scoring import Scores
 from trainers import backbones
+from trainers.nets.extractors import to_bytes
 from trainers.predictions import read_description, read_images, read_vertices
 
 BATCH = 64
@@ -62,6 +76,14 @@ def score(
 
     faces = FaceDataModule(root, batch_size=BATCH)
     _same_data(path, description["data"], faces.manifest.sha256, root)
+    if protocol.task == "text-to-face":
+        if description["caption"] != protocol.spec["caption"]:
+            raise UserError(
+                f"{path}: captions chosen as '{description['caption']}', protocol says '{protocol.spec['caption']}'; "
+                "generate again from the captions that the protocol names"
+            )
+        return _score_generation(predictions, faces, protocol)
+    protocol = _whole_split(protocol, faces)
     judges = Judges(protocol)
     photos = judges.photos(faces)
     if description["keys"] != list(photos.key):
@@ -97,7 +119,7 @@ def score_reconstruction(generator: str, inverter: str, root: str, protocol: Pro
         root: data folder.
         protocol: of the task face-editing.
     """
-    judges = Judges(protocol)
+    judges = Judges(_whole_split(protocol, FaceDataModule(root, batch_size=BATCH)))
     synthesis, invert = backbones.load(generator, "generator").synthesis, backbones.load(inverter, "inverter")
     faces = FaceDataModule(root, batch_size=BATCH)
 
@@ -106,6 +128,113 @@ def score_reconstruction(generator: str, inverter: str, root: str, protocol: Pro
 
     photos, inversions = judges.photos(faces), judges.photos(faces, reconstruct)
     return score_inversion(photos, inversions, judges.protocol, judges.attributes), judges.protocol
+
+
+@torch.inference_mode()
+def _score_generation(predictions: Path, faces: FaceDataModule, protocol: Protocol) -> tuple[Scores, Protocol]:
+    """One pass over the real and the generated images, in step, through every judge that the protocol names."""
+    protocol = bind_judges(_whole_split(protocol, faces))
+    spec = protocol.spec
+    judges = {role: backbones.load(judge["name"], role) for role, judge in spec["judges"].items()}
+
+    def real_features() -> Iterator[Tensor]:
+        wanted = spec["reference_images"]
+        for batch in faces.loader(spec["split"]):
+            if wanted:
+                image = batch.image[:wanted]
+                wanted -= len(image)
+                yield judges["features"].features(_resized(image, protocol))
+
+    extractor = spec["judges"]["features"]["sha256"]
+    identity = ReferenceKey(
+        faces.manifest.sha256, spec["split"], spec["reference_images"], spec["image_size"], spec["resizer"], extractor
+    )
+    reference = cached(identity, real_features)
+
+    samples = _samples(faces, spec["split"])
+    keys: list[str] = []
+    captions: list[str] = []
+    parts: dict[str, list[Tensor]] = defaultdict(list)
+    for stored in read_images(predictions):
+        number = len(stored["keys"])
+        batch = list(islice(samples, number))
+        if stored["keys"].tolist() != [sample.key for sample in batch]:
+            raise UserError(
+                f"{predictions}: images from '{stored['keys'][0]}' on are not those of split '{spec['split']}' in its "
+                "order; generate again from the data"
+            )
+        if len(stored["images"]) != spec["samples"]:
+            raise UserError(
+                f"{predictions}: {len(stored['images'])} images of a caption, protocol scores {spec['samples']}"
+            )
+        keys += [sample.key for sample in batch]
+        chosen = [chosen_caption(sample.captions, sample.key, spec["caption"]) for sample in batch]
+        captions += chosen
+        generated = torch.stack([_resized(_images(images), protocol) for images in stored["images"]])
+        real = _resized(torch.stack([sample.image for sample in batch]), protocol)
+        parts["features"].append(judges["features"].features(generated[0]))
+        if "clip" in judges:
+            parts["image_embedding"].append(judges["clip"].encode_image(generated[0]))
+            parts["text_embedding"].append(judges["clip"].encode_text(chosen))
+        if "identity" in judges:
+            embeddings = judges["identity"](real), judges["identity"](generated[0])
+            parts["identity"].append(identity_similarity(*embeddings))
+        if "perceptual" in judges:
+            network = judges["perceptual"]
+            parts["distance_to_real"].append(network.between(network.layers(generated[0]), network.layers(real)))
+            if spec["samples"] > 1:
+                pairs = [pairwise_distance(network, images) for images in generated.unbind(1)]
+                parts["diversity"].append(torch.stack(pairs))
+        if "landmarks" in judges:
+            truth = torch.stack([sample.landmarks for sample in batch]) * (spec["image_size"] / faces.size)
+            parts["landmark_error"].append(landmark_error(judges["landmarks"](generated[0]), truth))
+    seen = GeneratedImages(keys, captions, extractor, **{name: torch.cat(values) for name, values in parts.items()})
+    return score_generation(reference, seen, protocol), protocol
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One real image, its captions and its landmarks."""
+
+    key: str
+    image: Tensor
+    captions: list[str]
+    landmarks: Tensor
+
+
+def _samples(faces: FaceDataModule, split: str) -> Iterator[_Sample]:
+    for batch in faces.loader(split):
+        for i, key in enumerate(batch.key):
+            yield _Sample(key, batch.image[i], batch.captions[i], batch.landmarks[i])
+
+
+def _resized(images: Tensor, protocol: Protocol) -> Tensor:
+    """Images (N, 3, H, W) in [-1, 1] at the protocol's size, by clean-fid's resizer and rounded to 8 bits."""
+    size = protocol.spec["image_size"]
+    if images.shape[-2] != images.shape[-1]:
+        raise UserError(f"images of {images.shape[-2]} x {images.shape[-1]} pixels, expected square ones")
+    if images.shape[-1] == size:
+        return images
+    library, kernel = protocol.spec["resizer"].split()
+    resize = make_resizer(library, True, kernel, (size, size))
+    return _images(np.stack([resize(pixels) for pixels in to_bytes(images).movedim(1, -1).numpy()]))
+
+
+def _whole_split(protocol: Protocol, faces: FaceDataModule) -> Protocol:
+    """A protocol that leaves the number of images open scores the whole split."""
+    number = sum(len(shard.keys) for shard in faces.manifest.split(protocol.spec["split"]))
+    fields = [name for name in ("images", "reference_images") if protocol.spec.get(name, 0) is None]
+    return protocol.bind(dict.fromkeys(fields, number))
+
+
+def bind_judges(protocol: Protocol) -> Protocol:
+    """Binds the hash of every judge's weights.
+
+    Raises:
+        UserError: weights that cannot be had; says how to get them.
+    """
+    judges = protocol.spec["judges"].items()
+    return protocol.bind({f"judges.{role}.sha256": backbones.weight_hash(judge["name"]) for role, judge in judges})
 
 
 class Judges:
@@ -118,9 +247,7 @@ class Judges:
 
     def __init__(self, protocol: Protocol) -> None:
         named = {role: judge["name"] for role, judge in protocol.spec["judges"].items()}
-        self.protocol = protocol.bind(
-            {f"judges.{role}.sha256": backbones.weight_hash(name) for role, name in named.items()}
-        )
+        self.protocol = bind_judges(protocol)
         self.classifier = backbones.load(named["attributes"], "attributes")
         self.identity = backbones.load(named["identity"], "identity")
         shared = named["features"] == named["attributes"]

@@ -6,6 +6,7 @@ One folder for one system on one split::
     <clip>.npy             speech-to-mesh: (T, V, 3) float32 vertices in metres
     batch-00000.npz        face-editing: uint8 images; "keys" (B,), "inversion" (B, H, W, 3) and for each
                            attribute (S, B, H, W, 3), one for each strength
+                           text-to-face: "keys" (B,) and "images" (K, B, H, W, 3), K for each caption
 """
 
 import json
@@ -106,6 +107,7 @@ class PredictionWriter(BasePredictionWriter):
             "unseen": getattr(pl_module, "unseen", None),
             "strengths": getattr(pl_module, "strengths", None),
             "attributes": getattr(pl_module, "attributes", None),
+            "caption": getattr(pl_module, "caption", None),
             "throughput": sum(items for _, items, _ in ranks) / max(seconds for _, _, seconds in ranks),
         }
         write_atomic(self.folder / DESCRIPTION, json.dumps(description, indent=1).encode())

@@ -2,11 +2,20 @@ import copy
 
 import pytest
 import torch
+import yaml
 
 from datamodules.errors import UserError
-from metrics.distribution import frechet_distance, jackknife_groups, mean_and_covariance
+from metrics.alignment import caption_numbers, r_precision
+from metrics.distribution import (
+    frechet_distance,
+    jackknife_groups,
+    kernel_distance,
+    mean_and_covariance,
+    neighbour_scores,
+)
 from metrics.protocols import Protocol
-from metrics.score_faces import JudgedImages, score_editing, score_inversion
+from metrics.references import Reference, ReferenceKey
+from metrics.score_faces import GeneratedImages, JudgedImages, score_editing, score_generation, score_inversion
 
 ATTRIBUTES = ["Young", "Eyeglasses", "Male"]
 KEYS = [f"photo-{i}" for i in range(4)]
@@ -112,3 +121,101 @@ def test_bad_images():
         score_editing(photos, photos, edits(), editing_protocol(images=256), ATTRIBUTES)
     with pytest.raises(UserError, match="at least 2 images, found 1"):
         score_editing(one, one, edits(), protocol, ATTRIBUTES)
+
+
+NUMBER = 30
+
+
+def generation_protocol(**changes):
+    """The large protocol at a small size."""
+    protocol = Protocol.read("mm-celeba-hq-6k")
+    spec = copy.deepcopy({**protocol.spec, "images": NUMBER, **changes})
+    spec["judges"]["features"]["sha256"] = "e" * 64
+    spec["metrics"]["fid_3k"]["images"] = 20
+    spec["metrics"]["fid_50"]["images"] = NUMBER
+    spec["metrics"]["fid_infinity"] |= {"smallest": 10, "points": 5}
+    spec["metrics"]["kid"]["subset_size"] = 10
+    for name in ("r_precision", "r_precision_batches"):
+        spec["metrics"][name]["candidates"] = 8
+    return Protocol(protocol.name, protocol.task, spec)
+
+
+def random(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def real_set(extractor="e" * 64):
+    features = random(40, 4, seed=0)
+    key = ReferenceKey("d", "test", 40, 256, "PIL bicubic", extractor)
+    return Reference(key, features, *mean_and_covariance(features))
+
+
+def generated(number=NUMBER):
+    text = random(number, 6, seed=2)
+    return GeneratedImages(
+        key=[f"face-{i:02d}" for i in range(number)],
+        caption=[f"a face number {i}" for i in range(number)],
+        extractor="e" * 64,
+        features=random(number, 4, seed=1) + 0.5,
+        image_embedding=text + random(number, 6, seed=3),
+        text_embedding=text,
+        distance_to_real=torch.linspace(0, 1, number),
+    )
+
+
+def test_generation_scores_are_the_metrics():
+    real, images = real_set(), generated()
+    scores = score_generation(real, images, generation_protocol()).metrics
+    assert list(scores) == list(Protocol.read("mm-celeba-hq-6k").metrics)
+    fid = frechet_distance(*mean_and_covariance(real.features), *mean_and_covariance(images.features)).item()
+    assert scores["fid"]["value"] == pytest.approx(fid, rel=1e-6)
+    assert scores["fid"]["standard_error"] > 0
+    assert scores["fid_50"]["value"] == pytest.approx(fid, rel=1e-6)  # all of the images, in another order
+    assert scores["fid_3k"]["value"] != scores["fid_50"]["value"]
+    assert scores["fid_infinity"]["value"] is not None
+    everything = kernel_distance(real.features, images.features).item() * 1000
+    assert scores["kid"]["value"] == pytest.approx(everything, rel=0.3)
+    for name, k in (("precision", 3), ("recall", 3), ("density", 5), ("coverage", 5)):
+        expected = getattr(neighbour_scores(real.features, images.features, k), name).item()
+        assert scores[name]["value"] == expected
+    cosine = torch.nn.functional.cosine_similarity(images.image_embedding, images.text_embedding)
+    assert list(scores["clip_cosine"]["per_sample"].values()) == pytest.approx(cosine.tolist(), abs=1e-6)
+    assert scores["clip_score"]["value"] == pytest.approx(100 * cosine.clamp(min=0).mean().item(), rel=1e-6)
+    found = r_precision(images.image_embedding, images.text_embedding, caption_numbers(images.caption), 8)
+    assert scores["r_precision"]["value"] == pytest.approx(found.mean().item())
+    assert len(scores["r_precision_batches"]["per_sample"]) == 24  # three full batches of 8
+    assert scores["lpips"]["value"] == pytest.approx(0.5)
+    assert scores["lpips"]["higher_is_better"] is False
+
+
+def test_bad_generation():
+    real, images, protocol = real_set(), generated(), generation_protocol()
+    with pytest.raises(UserError, match="29 images, but protocol 'mm-celeba-hq-6k' scores 30"):
+        score_generation(real, generated(29), protocol)
+    with pytest.raises(UserError, match="at least 2 images, found 1"):
+        score_generation(real, generated(1), generation_protocol(images=1))
+    with pytest.raises(UserError, match="made with extractor aaaaaaaaaaaa"):
+        score_generation(real_set("a" * 64), images, protocol)
+    images.features[4, 2] = torch.nan
+    with pytest.raises(UserError, match="features of image 'face-04' is not finite"):
+        score_generation(real, images, protocol)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("mm-celeba-hq-6k", lambda spec: spec["judges"].pop("clip"), "needs judges.clip, a network"),
+        ("mm-celeba-hq-6k", lambda spec: spec.update(resizer="nearest"), "resizer is 'nearest', expected one of PIL"),
+        ("demo-generation", lambda spec: spec.update(samples=1), "diversity needs at least 2"),
+        ("demo-generation", lambda spec: spec["metrics"]["recall"].update(part="f1"), "part is 'f1', expected one of"),
+        ("demo-editing", lambda spec: spec["metrics"]["identity_area"].update(of="x"), "of is 'x', expected a metric"),
+        ("demo-editing", lambda spec: spec["metrics"]["lpips"].update(reference="photo"), "expected inversion"),
+    ],
+)
+def test_open_choices_of_face_protocols_are_refused(tmp_path, name, change, message):
+    spec = copy.deepcopy(Protocol.read(name).spec)
+    change(spec)
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    with pytest.raises(UserError, match=message):
+        Protocol.read(path)
