@@ -1,65 +1,111 @@
 """Scores predicted motion under a protocol of the task ``speech-to-mesh``."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import UserError
-from metrics import motion
+from metrics import motion, samples, timing
 from metrics.protocols import MILLIMETRES, Protocol
 from metrics.scoring import Scores, check_enough, metric_score
 
 log = logging.getLogger(__name__)
 
-Clip = tuple[str, Tensor, Tensor, Tensor]
+SQUARED = ("face_dynamics_deviation",)
+UNITS = {
+    "bilabial_closure": "share",
+    "closure_offset": "ms",
+    "sync_offset": "ms",
+    "sync_correlation": "correlation",
+}
 
 
-def score_speech(clips: Iterable[Clip], protocol: Protocol, regions: Mapping[str, ArrayLike]) -> Scores:
+@dataclass(frozen=True)
+class Clip:
+    """What is scored of one clip.
+
+    Attributes:
+        key: its name.
+        predicted: (T, V, 3) vertices, or (S, T, V, 3) of S samples.
+        truth: (T', V, 3) vertices.
+        template: (V, 3), the subject's neutral mesh.
+        audio: (N,) float32 waveform at 16 kHz, for metrics of the sound.
+        phonemes: (symbol, start, end) in seconds, for metrics of lip closure.
+        fps: frames per second, to be checked against the protocol's.
+    """
+
+    key: str
+    predicted: Tensor
+    truth: Tensor
+    template: Tensor
+    audio: Tensor | None = None
+    phonemes: Sequence[tuple[str, float, float]] | None = None
+    fps: float | None = None
+
+
+def score_speech(
+    clips: Iterable[Clip], protocol: Protocol, regions: Mapping[str, ArrayLike], triangles: ArrayLike | None = None
+) -> Scores:
     """Scores predicted motion; holds one clip at a time, and one number per clip and metric.
 
+    Metrics of a single prediction take the sample that the protocol names, those of several its first ``samples``.
+
     Args:
-        clips: (key, predicted (T, V, 3), truth (T', V, 3), template (V, 3)), in the protocol's coordinates.
+        clips: in the protocol's coordinates.
         protocol: of the task ``speech-to-mesh``.
         regions: name to vertex indices.
+        triangles: (F, 3) vertex indices, for the distance to the true surface.
 
     Raises:
-        UserError: a prediction that is not finite, another topology, a length that the protocol refuses, an empty
-            or other region, fewer than two clips, the same key twice.
+        UserError: a prediction that is not finite, another topology or frame rate, a length that the protocol refuses,
+            fewer samples than it asks for, an empty or other region, fewer than two clips, the same key twice, or
+            a clip without what a metric needs.
     """
     protocol = protocol.bind_regions(regions)
     indices = {name: torch.as_tensor(regions[name]).long() for name in protocol.spec["regions"]}
+    faces = None if triangles is None else torch.as_tensor(triangles).long()
     values: dict[str, dict[str, float]] = {name: {} for name in protocol.metrics}
-    frames: dict[str, int] = {}
+    weights: dict[str, dict[str, int]] = {name: {} for name in protocol.metrics}
+    seen: set[str] = set()
     dropped: dict[str, int] = {}
-    for key, predicted, truth, template in clips:
-        if key in frames:
-            raise UserError(f"clip '{key}': predicted twice")
-        _check_clip(key, predicted, truth, template, protocol)
-        predicted, truth, cut = _same_length(key, predicted, truth, protocol)
+    frames = 0
+    for clip in clips:
+        if clip.key in seen:
+            raise UserError(f"clip '{clip.key}': predicted twice")
+        seen.add(clip.key)
+        clip, cut = _same_length(_checked(clip, protocol), protocol)
         if cut:
-            dropped[key] = cut
-        frames[key] = len(truth)
+            dropped[clip.key] = cut
+        frames += len(clip.truth)
         for name, choices in protocol.metrics.items():
-            values[name][key] = _clip_error(choices, predicted, truth, template, indices).mean().item()
-    check_enough(len(frames), "clips")
+            try:
+                errors = _clip_values(choices, clip, protocol, indices, faces)
+            except ValueError as error:
+                raise UserError(f"clip '{clip.key}': metric '{name}' {error}") from error
+            if errors.numel():
+                values[name][clip.key], weights[name][clip.key] = errors.mean().item(), errors.numel()
+    check_enough(len(seen), "clips")
     if dropped:
         log.warning(
             "%d of %d clips had another length than the truth; %d frames cut off (%s)",
-            *(len(dropped), len(frames), sum(dropped.values()), protocol.spec["length_mismatch"]),
+            *(len(dropped), len(seen), sum(dropped.values()), protocol.spec["length_mismatch"]),
         )
 
-    scale = MILLIMETRES[protocol.spec["coordinates"]] / MILLIMETRES[protocol.spec["unit"]]
     scores = {}
     for name, choices in protocol.metrics.items():
-        power = 2 if choices.get("variant") == "squared" or "signed" in choices else 1
-        unit = protocol.spec["unit"] + ("²" if power == 2 else "")
-        per_sample = {key: value * scale**power for key, value in values[name].items()}
-        weights = frames if choices["pooling"] == "frames" else None
-        scores[name] = metric_score(choices, protocol, per_sample, unit, weights)
+        if not values[name]:
+            raise UserError(f"metric '{name}': no clip has what it counts ({choices['pooling']})")
+        scale, unit = _scale(choices, protocol)
+        per_sample = {key: value * scale for key, value in values[name].items()}
+        scores[name] = metric_score(
+            choices, protocol, per_sample, unit, None if choices["pooling"] == "clips" else weights[name]
+        )
     return Scores(scores, dropped_frames=dropped)
 
 
@@ -84,47 +130,116 @@ def mean_offset(clips: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     return (total / count).float()
 
 
-def _check_clip(key: str, predicted: Tensor, truth: Tensor, template: Tensor, protocol: Protocol) -> None:
+def _checked(clip: Clip, protocol: Protocol) -> Clip:
+    """The clip with its samples as (S, T, V, 3), S as the protocol says."""
     expected = (protocol.spec["vertices"], 3)
-    for what, vertices in (("prediction", predicted), ("truth", truth), ("template", template[None])):
-        if vertices.ndim != 3 or tuple(vertices.shape[1:]) != expected:
+    predicted = clip.predicted if clip.predicted.ndim == 4 else clip.predicted[None]
+    shapes = {"prediction": (clip.predicted, predicted.shape[1:]), "truth": (clip.truth, clip.truth.shape)}
+    shapes["template"] = (clip.template, clip.template[None].shape)
+    for what, (vertices, shape) in shapes.items():
+        if len(shape) != 3 or tuple(shape[1:]) != expected:
             raise UserError(
-                f"clip '{key}': {what} has shape {tuple(vertices.shape)}, but protocol '{protocol.name}' is for "
+                f"clip '{clip.key}': {what} has shape {tuple(vertices.shape)}, but protocol '{protocol.name}' is for "
                 f"{protocol.spec['topology']}, (T, {expected[0]}, 3); score with a protocol of this topology"
             )
-        if len(vertices) == 0:
-            raise UserError(f"clip '{key}': {what} has no frames")
+        if not vertices.numel():
+            raise UserError(f"clip '{clip.key}': {what} has no frames")
         if not torch.isfinite(vertices).all():
-            raise UserError(f"clip '{key}': {what} holds values that are not finite (NaN or infinity)")
-
-
-def _same_length(key: str, predicted: Tensor, truth: Tensor, protocol: Protocol) -> tuple[Tensor, Tensor, int]:
-    """Both cut by the protocol's rule, and how many frames fell away."""
-    difference = abs(len(predicted) - len(truth))
-    rule = protocol.spec["length_mismatch"]
-    too_short = rule == "cut the prediction" and len(predicted) < len(truth)
-    if too_short or (rule == "refuse" and difference):
+            raise UserError(f"clip '{clip.key}': {what} holds values that are not finite (NaN or infinity)")
+    if clip.fps is not None and clip.fps != protocol.spec["fps"]:
         raise UserError(
-            f"clip '{key}': {len(predicted)} frames predicted, expected {len(truth)}; "
-            f"protocol '{protocol.name}' says: {rule}"
+            f"clip '{clip.key}': {clip.fps:g} frames per second, protocol '{protocol.name}' is for "
+            f"{protocol.spec['fps']}; score with a protocol of this rate"
         )
-    shorter = min(len(predicted), len(truth))
-    return predicted[:shorter], truth[:shorter], difference
+    number = protocol.spec["samples"]
+    if len(predicted) < number:
+        raise UserError(
+            f"clip '{clip.key}': {len(predicted)} samples predicted, protocol '{protocol.name}' takes {number}; "
+            "predict as many and store them as (S, T, V, 3)"
+        )
+    return replace(clip, predicted=predicted[:number])
 
 
-def _clip_error(
-    choices: Mapping[str, Any], predicted: Tensor, truth: Tensor, template: Tensor, regions: Mapping[str, Tensor]
+def _same_length(clip: Clip, protocol: Protocol) -> tuple[Clip, int]:
+    """Prediction and truth cut by the protocol's rule, and how many frames fell away."""
+    predicted, true = clip.predicted.shape[1], len(clip.truth)
+    rule = protocol.spec["length_mismatch"]
+    refused = {"cut the prediction": predicted < true, "cut the truth": predicted > true, "refuse": predicted != true}
+    if refused.get(rule, False):
+        raise UserError(
+            f"clip '{clip.key}': {predicted} frames predicted, expected {true}; protocol '{protocol.name}' says: {rule}"
+        )
+    shorter = min(predicted, true)
+    return replace(clip, predicted=clip.predicted[:, :shorter], truth=clip.truth[:shorter]), abs(predicted - true)
+
+
+def _scale(choices: Mapping[str, Any], protocol: Protocol) -> tuple[float, str]:
+    """Factor from what a formula gives to the unit it is told in, and that unit."""
+    if choices["measure"] in UNITS:
+        unit = UNITS[choices["measure"]]
+        return 1000.0 if unit == "ms" else 1.0, unit
+    unit = protocol.spec["unit"]
+    given, told = MILLIMETRES[protocol.spec["coordinates"]], MILLIMETRES[unit]
+    scale = 1.0 if given is None or told is None else given / told
+    if choices.get("variant") == "squared" or choices["measure"] in SQUARED:
+        return scale**2, f"{unit}²"
+    return scale, unit
+
+
+def _clip_values(
+    choices: Mapping[str, Any],
+    clip: Clip,
+    protocol: Protocol,
+    regions: Mapping[str, Tensor],
+    triangles: Tensor | None,
 ) -> Tensor:
+    """One value for each frame or bilabial of the clip, or one of the clip."""
+    several, truth, template = clip.predicted, clip.truth, clip.template
+    predicted, fps = several[protocol.spec["single_sample"]], protocol.spec["fps"]
     match choices["measure"]:
         case "lip_vertex_error":
             lips, variant, over = regions[choices["region"]], choices["variant"], choices["over_vertices"]
             return motion.lip_vertex_error(predicted, truth, lips, variant, over)
+        case "upper_face_error":
+            return motion.upper_face_error(predicted, truth, regions[choices["region"]], choices["over_vertices"])
         case "mean_vertex_error":
             return motion.mean_vertex_error(predicted, truth)
+        case "surface_distance":
+            if triangles is None:
+                raise ValueError("needs the triangles of the mesh, which the data does not have")
+            return motion.surface_distance(predicted, truth, triangles)
         case "face_dynamics_deviation":
-            region = regions[choices["region"]]
-            return motion.face_dynamics_deviation(predicted, truth, template, region, choices["signed"])
+            region, signed = regions[choices["region"]], choices["signed"]
+            return motion.face_dynamics_deviation(predicted, truth, template, region, signed)[None]
         case "mouth_opening_difference":
             upper, lower = regions[choices["upper_lip"]], regions[choices["lower_lip"]]
             return motion.mouth_opening_difference(predicted, truth, upper, lower)
-    raise ValueError(f"unknown measure {choices['measure']}")
+        case "mean_estimate_error" | "coverage_error" as measure:
+            function = samples.mean_estimate_error if measure == "mean_estimate_error" else samples.coverage_error
+            return function(several, truth, regions[choices["region"]], choices["variant"], choices["over_vertices"])
+        case "sample_diversity":
+            order = None
+            if choices["pairing"] == "halves":
+                order = samples.shuffled(len(several), choices["shuffle_seed"], clip.key)
+            return samples.sample_diversity(several, choices["pairing"], order)[None]
+        case "style_diversity":
+            return samples.sample_diversity(several)[None]
+        case "multimodality":
+            return samples.multimodality(several)[None]
+    upper, lower = regions[choices["upper_lip"]], regions[choices["lower_lip"]]
+    opening = motion.mouth_opening(predicted, upper, lower)
+    match choices["measure"]:
+        case "bilabial_closure" | "closure_offset" as measure:
+            if clip.phonemes is None:
+                raise ValueError("needs phonemes with their times, which the data does not have")
+            of_truth, rest = (motion.mouth_opening(v, upper, lower) for v in (truth, template[None]))
+            tolerance = choices["tolerance_mm"] / (MILLIMETRES[protocol.spec["coordinates"]] or 1)
+            found = timing.lip_closures(opening, of_truth, rest[0], clip.phonemes, fps, tolerance, choices["window"])
+            return found.closed if measure == "bilabial_closure" else found.offset.abs()
+        case "sync_offset" | "sync_correlation" as measure:
+            if clip.audio is None:
+                raise ValueError("needs the sound, which the data does not have")
+            energy = timing.sound_energy(clip.audio, SAMPLE_RATE, fps, len(opening))
+            found_sync = timing.audio_motion_sync(opening, energy, fps, choices["largest_offset"])
+            return (found_sync.offset.abs() if measure == "sync_offset" else found_sync.correlation)[None]
+    raise AssertionError(f"measure {choices['measure']} is not scored")

@@ -45,7 +45,8 @@ def lip_closures(
     Lips count as closed in a frame whose mouth opening is at most ``rest + tolerance``; a bilabial is closed if any
     frame is, from ``window`` before its start to ``window`` after its end. The moment of closure is the mean time of
     the frames of that span whose opening is within ``tolerance`` of the span's least, in prediction and truth alike:
-    it exists also where the lips only come near.
+    it exists also where the lips only come near. A mouth that never opens is closed on every bilabial: read the share
+    beside a metric that such a mouth fails, for instance the mouth opening difference.
 
     Args:
         predicted: (T,) mouth opening, see :func:`metrics.motion.mouth_opening`.
@@ -162,8 +163,9 @@ class Sync(NamedTuple):
 def audio_motion_sync(opening: Tensor, energy: Tensor, fps: float, largest: float) -> Sync:
     """Offset at which mouth opening and sound energy correlate best, in whole frames.
 
-    At a lag of l frames, r_l is Pearson's correlation of opening_{t+l} and energy_t over the frames both have. A clip
-    where one of the two stands still correlates with nothing: offset 0, correlation 0.
+    At a lag of l frames, r_l is Pearson's correlation of opening_{t+l} and energy_t over the frames both have. Real
+    mouths do not move exactly with the sound, so compare with the truth's own offset. A clip where one of the two
+    stands still correlates with nothing: correlation 0, at the largest offset.
 
     Args:
         opening: (T,) mouth opening.
@@ -184,7 +186,7 @@ def audio_motion_sync(opening: Tensor, energy: Tensor, fps: float, largest: floa
     if len(opening) - lags < 3:
         raise ValueError(f"{len(opening)} frames are too few for offsets up to {largest} s at {fps} frames per second")
     opening, energy = opening.double(), energy.double()
-    best = Sync(torch.zeros((), dtype=torch.float64), torch.tensor(-torch.inf, dtype=torch.float64))
+    best = Sync(torch.tensor(lags / fps, dtype=torch.float64), torch.zeros((), dtype=torch.float64))
     for lag in sorted(range(-lags, lags + 1), key=abs):
         stop = len(opening) - abs(lag)
         correlation = _correlation(opening[max(lag, 0) :][:stop], energy[max(-lag, 0) :][:stop])
@@ -203,12 +205,14 @@ def _correlation(x: Tensor, y: Tensor) -> Tensor:
 
 
 class SyncOffset(MotionMetric):
-    """Mean absolute offset by :func:`audio_motion_sync` over the clips of a test set, in seconds.
+    """Mean absolute offset by :func:`audio_motion_sync` over the clips, in seconds; best near the truth's.
 
     Args:
         largest: seconds, of the offsets that are tried.
         scale: multiplied into the result: 1000 from seconds to milliseconds.
     """
+
+    higher_is_better = None
 
     def __init__(self, largest: float = 0.5, scale: float = 1.0, **kwargs: Any) -> None:
         super().__init__("clips", scale, **kwargs)

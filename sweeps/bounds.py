@@ -1,6 +1,7 @@
 """Floors and ceilings of a task: the rows that say what a score is worth."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import yaml
 
 from datamodules.speech import SpeechDataModule
 from metrics.protocols import Protocol
-from metrics.score_speech import Clip, mean_motion, mean_offset, neutral_motion, score_speech
+from metrics.score_speech import mean_motion, mean_offset, neutral_motion, score_speech
 from metrics.scoring import Scores
 from sweeps.score import score_reconstruction, truths
 
@@ -34,13 +35,11 @@ def bounds(task: str, root: str, protocol: Protocol, config: str) -> Iterator[tu
     data = SpeechDataModule(root, batch_size=1)
     split = protocol.spec["split"]
     bound = protocol.bind_regions(data.regions)
-    mean = mean_offset((vertices, template) for _, vertices, template in truths(data, "train"))
+    mean = mean_offset((clip.truth, clip.template) for clip in truths(data, "train"))
 
     def score(predict: Any) -> Scores:
-        clips: Iterator[Clip] = (
-            (key, predict(truth, template), truth, template) for key, truth, template in truths(data, split)
-        )
-        return score_speech(clips, protocol, data.regions)
+        clips = (replace(clip, predicted=predict(clip.truth, clip.template)) for clip in truths(data, split))
+        return score_speech(clips, protocol, data.regions, data.topology.get("triangles"))
 
     neutral = {"system": "neutral", "title": "Neutral face", "role": "floor"}
     yield neutral, score(neutral_motion), bound

@@ -24,7 +24,10 @@ PROTOCOL = {
     "split": "test",
     "length_mismatch": "cut both to the shorter",
     "unseen_speaker": "fixed:0",
-    "regions": {"lips": {"sha256": None}},
+    "samples": 1,
+    "sample_axis": "draws",
+    "single_sample": 0,
+    "regions": {"lips": {"count": None, "sha256": None}},
     "primary": "lve",
     "metrics": {
         "lve": {
