@@ -331,6 +331,8 @@ def _templates(data: Any, count: int) -> Iterator[str]:
 
 
 def _topology(data: Any, count: int) -> Iterator[str]:
+    if not count:  # rig controls alone
+        return
     names = ["triangles", *data.manifest.fields["regions"]]
     if "lips" not in names:
         yield "no region 'lips', which validation measures"
@@ -339,7 +341,8 @@ def _topology(data: Any, count: int) -> Iterator[str]:
         if indices is None:
             yield f"no '{name}'"
         elif not len(indices):
-            yield f"'{name}' is empty"
+            if name != "triangles":  # needed to draw, not to train
+                yield f"'{name}' is empty"
         elif indices.min() < 0 or indices.max() >= count:
             yield f"'{name}' names vertex {max(int(indices.max()), -int(indices.min()))}, but meshes have {count}"
 
@@ -492,6 +495,8 @@ def _odd(data: Any, sample: dict[str, Any]) -> Iterator[str]:
     mesh = len(sample["vertices"]) / data.fps
     if abs(sound - mesh) > PATIENCE:
         yield f"{sound:.2f} s of sound, but {mesh:.2f} s of mesh at {data.fps:g} fps"
+    if data.manifest.fields["unit"] != "metre" or not sample["template"].numel():
+        return
     extent = float(np.ptp(sample["template"].numpy(), axis=0).max())
-    if data.manifest.fields["unit"] == "metre" and not 0.05 < extent < 1:
+    if not 0.05 < extent < 1:
         yield f"a head of {extent:.3g} m; are its vertices in metres?"

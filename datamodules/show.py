@@ -130,10 +130,13 @@ def clip_card(data: SpeechDataModule, sample: dict[str, Any]) -> Card:
     vertices, audio, fps = sample["vertices"].numpy(), sample["audio"].numpy(), data.fps
     seconds = max(len(vertices) / fps, len(audio) / data.manifest.fields["sample_rate"])
     width = MESHES * MESH
-    draw_mesh = drawer(data, sample["subject"], MESH)
     centres = (np.arange(MESHES) + 0.5) / MESHES
     frames = np.minimum((centres * seconds * fps).astype(int), len(vertices) - 1)
-    meshes = np.concatenate([draw_mesh(vertices[frame]) for frame in frames], axis=1)
+    if vertices.shape[1] and len(data.topology["triangles"]):
+        draw_mesh = drawer(data, sample["subject"], MESH)
+        meshes = np.concatenate([draw_mesh(vertices[frame]) for frame in frames], axis=1)
+    else:
+        meshes = _draw_controls(sample["weights"].numpy(), round(width * len(vertices) / fps / seconds), width)
 
     words, phonemes = sample["words"], sample["phonemes"]
     strip = Image.new("RGB", (width, 8 + WAVE + ROW * bool(words) + ROW * bool(phonemes)), PAPER)
@@ -147,8 +150,10 @@ def clip_card(data: SpeechDataModule, sample: dict[str, Any]) -> Card:
     _draw_marks(draw, words, 8 + WAVE, width / seconds, 13, INK)
     _draw_marks(draw, phonemes, 8 + WAVE + ROW * bool(words), width / seconds, 11, SOFT)
 
-    facts = {"subject": sample["subject"], "emotion": sample["emotion"]}
-    if sample["emotion"] != "neutral":
+    facts = {"subject": sample["subject"]}
+    if sample["emotion"] is not None:
+        facts["emotion"] = sample["emotion"]
+    if sample["emotion"] not in (None, "neutral") and sample["intensity"] is not None:
         facts["intensity"] = str(sample["intensity"])
     facts["length"] = f"{len(vertices)} frames, {len(vertices) / fps:.2f} s"
     if sample["transcript"]:
@@ -156,6 +161,16 @@ def clip_card(data: SpeechDataModule, sample: dict[str, Any]) -> Card:
     sound = io.BytesIO()
     soundfile.write(sound, audio, data.manifest.fields["sample_rate"], format="WAV", subtype="PCM_16")
     return Card(sample["key"], facts, np.concatenate([meshes, np.asarray(strip)]), sound.getvalue())
+
+
+def _draw_controls(weights: np.ndarray, right: int, width: int) -> np.ndarray:
+    """What is drawn where there is no mesh: a row for each rig control, along the clip's time up to ``right``."""
+    picture = Image.new("RGB", (width, MESH), PAPER)
+    if weights.size:
+        low, high = weights.min(), weights.max()
+        grey = (255 * (weights.T - low) / max(high - low, 1e-9)).astype(np.uint8)
+        picture.paste(Image.fromarray(grey).resize((max(right, 1), MESH), Image.Resampling.NEAREST))
+    return np.asarray(picture)
 
 
 def _draw_waveform(draw: ImageDraw.ImageDraw, audio: np.ndarray, width: float, middle: float) -> None:

@@ -212,7 +212,7 @@ class SyncOffset(MotionMetric):
         scale: multiplied into the result: 1000 from seconds to milliseconds.
     """
 
-    higher_is_better = None
+    higher_is_better: bool | None = None
 
     def __init__(self, largest: float = 0.5, scale: float = 1.0, **kwargs: Any) -> None:
         super().__init__("clips", scale, **kwargs)

@@ -186,11 +186,7 @@ def loggers(run: Path, names: list[str]) -> list[Logger]:
     """The loggers of a run, all below ``run/logs``."""
     made: list[Logger] = []
     if "csv" in names:
-        metrics = run / "logs" / "metrics.csv"
-        if (
-            rank_zero_only.rank == 0 and metrics.is_file()
-        ):  # Lightning would delete what the run logged before it was resumed
-            metrics.rename(metrics.with_stem(f"metrics-{len(list(metrics.parent.glob('metrics*.csv')))}"))
+        _keep_earlier_metrics(run / "logs" / "metrics.csv")
         made.append(CSVLogger(run, name="", version="logs"))
     if "tensorboard" in names:
         if importlib.util.find_spec("tensorboard") is None:
@@ -203,6 +199,13 @@ def loggers(run: Path, names: list[str]) -> list[Logger]:
         mode = os.environ.get("WANDB_MODE", "online" if has_key else "offline")
         made.append(WandbLogger(name=run.name, id=run.name, save_dir=run / "logs", mode=mode, resume="allow"))
     return made
+
+
+@rank_zero_only
+def _keep_earlier_metrics(metrics: Path) -> None:
+    """Lightning would delete what the run logged before it was resumed."""
+    if metrics.is_file():
+        metrics.rename(metrics.with_stem(f"metrics-{len(list(metrics.parent.glob('metrics*.csv')))}"))
 
 
 def environment() -> dict[str, Any]:

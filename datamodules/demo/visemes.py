@@ -76,7 +76,7 @@ VISEMES: dict[str, dict[str, float]] = {
     **dict.fromkeys("tdnlɾ", _ALVEOLAR),
     **dict.fromkeys("sz", _SIBILANT),
     **dict.fromkeys(("ʃ", "ʒ", "tʃ", "dʒ"), _POSTALVEOLAR),
-    **dict.fromkeys("kɡŋxʔ", _VELAR),  # noqa: RUF001
+    **dict.fromkeys("kɡŋxʔ", _VELAR),
     **dict.fromkeys("ɹɚɜ", _RHOTIC),
     "h": _viseme(0.2),
     "j": _viseme(0.1, Stretch=0.25, Smile=0.15),
@@ -86,7 +86,7 @@ VISEMES: dict[str, dict[str, float]] = {
     **dict.fromkeys("eɛ", _viseme(0.24, Stretch=0.25, Smile=0.08, UpperUp=0.1, LowerDown=0.18, Pucker=0.0)),
     "æ": _viseme(0.34, Stretch=0.28, UpperUp=0.1, LowerDown=0.18, Pucker=0.0),
     "a": _viseme(0.36, Stretch=0.1, LowerDown=0.1, Pucker=0.0),
-    "ɑ": _viseme(0.4, LowerDown=0.1, Pucker=0.0),  # noqa: RUF001
+    "ɑ": _viseme(0.4, LowerDown=0.1, Pucker=0.0),
     **dict.fromkeys("ʌɐ", _viseme(0.26, LowerDown=0.08)),
     "ə": _viseme(0.17, LowerDown=0.05),
     "ɔ": _viseme(0.3, Funnel=0.3, Pucker=0.15),

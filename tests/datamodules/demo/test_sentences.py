@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001 (IPA symbols are meant)
+
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001 (IPA symbols are meant)
+
 
 import numpy as np
 import pytest
