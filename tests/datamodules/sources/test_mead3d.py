@@ -109,3 +109,14 @@ def test_other_files_are_refused(tree, tmp_path, name, shape, message):
     tree.wav(f"wav/{name}.wav", 0.4)
     with pytest.raises(UserError, match=message):
         mead3d.build(tree.root, tmp_path / "out")
+
+
+def test_the_tools_take_data_without_vertices(tree, tmp_path):
+    from datamodules.doctor import examine
+    from datamodules.show import write_sheet
+
+    write_npy(tree, "M003_001_0_0", "M003_033_0_0", "M003_037_0_0")
+    mead3d.build(tree.root, tmp_path / "out")
+    assert not examine(str(tmp_path / "out"), batch_size=1, processes=1).problems
+    write_sheet(str(tmp_path / "out"), "train", 1, tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
