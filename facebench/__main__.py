@@ -11,6 +11,7 @@ VERBS = {
     "test": "test a trained system",
     "predict": "write a trained system's predictions",
     "score": "score predictions under a protocol",
+    "protocols": "list, show and compare the protocols; convert between lip vertex errors",
     "bench": "run a suite: systems x data x seeds",
     "report": "write the leaderboard page of a suite's results",
     "animate": "speech in, talking head out",

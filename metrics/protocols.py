@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,11 @@ class Protocol:
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     @property
+    def bound(self) -> bool:
+        """Whether no choice is left to be bound, so that there is an id."""
+        return not list(_open_fields(self.spec))
+
+    @property
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Name to choices of each metric, in the order of the table's columns."""
         return self.spec["metrics"]
@@ -220,6 +226,40 @@ class Protocol:
             bound[f"regions.{name}.count"] = len(np.unique(indices))
             bound[f"regions.{name}.sha256"] = region_hash(indices)
         return self.bind(bound)
+
+
+def lip_error_variants(general: Mapping[str, Any]) -> Protocol:
+    """A protocol of every variant of the lip vertex error, named like ``squared-max-frames``.
+
+    Args:
+        general: the fields that the data and the predictions decide: ``topology``, ``vertices``, ``coordinates``,
+            ``unit``, ``fps``, ``split``, ``unseen_speaker``.
+    """
+    metrics = {
+        f"{variant}-{over}-{pooling}": {
+            "measure": "lip_vertex_error",
+            "variant": variant,
+            "over_vertices": over,
+            "region": "lips",
+            "pooling": pooling,
+        }
+        for variant, over, pooling in product(motion.VARIANTS, motion.REDUCTIONS, motion.POOLINGS)
+    }
+    spec = {
+        "name": "lip-error-variants",
+        "task": "speech-to-mesh",
+        **general,
+        "head_motion": "none",
+        "length_mismatch": "cut both to the shorter",
+        "samples": 1,
+        "sample_axis": "draws",
+        "single_sample": 0,
+        "regions": {"lips": {"count": None, "sha256": None}},
+        "primary": next(iter(metrics)),
+        "metrics": metrics,
+    }
+    _check(spec, Path("lip-error-variants"))
+    return Protocol(spec["name"], spec["task"], spec)
 
 
 def available() -> list[str]:

@@ -17,7 +17,7 @@ from datamodules.speech import SpeechDataModule
 from metrics.alignment import chosen_caption
 from metrics.editing import identity_similarity, landmark_error
 from metrics.perceptual import pairwise_distance
-from metrics.protocols import Protocol, read_region
+from metrics.protocols import Protocol, lip_error_variants, read_region
 from metrics.references import ReferenceKey, cached
 from metrics.score_faces import (
     GeneratedImages,
@@ -33,6 +33,7 @@ from trainers.nets.extractors import to_bytes
 from trainers.predictions import read_description, read_images, read_vertices
 
 BATCH = 64
+COORDINATES = {"metre": "m", "millimetre": "mm", "dimensionless": "normalised"}
 
 
 def score(
@@ -65,14 +66,7 @@ def score(
                 f"{path}: unseen speakers as '{description['unseen']}', "
                 f"protocol says '{unseen}'; predict again with model.unseen set to it"
             )
-
-        def clips() -> Iterator[Clip]:
-            for truth in truths(speech, protocol.spec["split"]):
-                yield replace(truth, predicted=torch.from_numpy(read_vertices(predictions, truth.key)))
-
-        given = speech.regions | {name: read_region(name, file) for name, file in (regions or {}).items()}
-        bound = protocol.bind_regions(given)
-        return score_speech(clips(), bound, given, speech.topology.get("triangles")), bound
+        return _score_speech(predictions, speech, protocol, regions or {})
 
     faces = FaceDataModule(root, batch_size=BATCH)
     _same_data(path, description["data"], faces.manifest.sha256, root)
@@ -100,6 +94,65 @@ def score(
     inversions = judged.pop(("", 0.0))
     edits = ((attribute, strength, images) for (attribute, strength), images in judged.items())
     return score_editing(photos, inversions, edits, judges.protocol, judges.attributes), judges.protocol
+
+
+def convert_lip_errors(
+    predictions: Path, root: str, regions: Mapping[str, str] | None = None
+) -> tuple[Scores, Protocol]:
+    """Scores a folder of predicted motion by every variant of the lip vertex error.
+
+    Args:
+        predictions, root, regions: as in :func:`score`.
+
+    Returns:
+        the scores, named as in :func:`metrics.protocols.lip_error_variants`, and the protocol with the lips' hash.
+
+    Raises:
+        UserError: predictions of another task or data, or no lips.
+    """
+    description = read_description(predictions, "speech-to-mesh")
+    speech = SpeechDataModule(root, batch_size=1)
+    _same_data(predictions / "predictions.json", description["data"], speech.manifest.sha256, root)
+    coordinates = _coordinates(speech)
+    protocol = lip_error_variants(
+        {
+            "topology": speech.manifest.fields["topology"],
+            "vertices": speech.num_vertices,
+            "coordinates": coordinates,
+            "unit": "normalised" if coordinates == "normalised" else "mm",
+            "fps": speech.fps,
+            "split": description["split"],
+            "unseen_speaker": description["unseen"],
+        }
+    )
+    return _score_speech(predictions, speech, protocol, regions or {})
+
+
+def _score_speech(
+    predictions: Path, speech: SpeechDataModule, protocol: Protocol, regions: Mapping[str, str]
+) -> tuple[Scores, Protocol]:
+    here = {"topology": speech.manifest.fields["topology"], "coordinates": _coordinates(speech)}
+    for field, found in here.items():
+        if found != protocol.spec[field]:
+            raise UserError(
+                f"{speech.root}: {field} {found}, but protocol '{protocol.name}' is for {protocol.spec[field]}; "
+                "score with a protocol of this data"
+            )
+    given = speech.regions | {name: read_region(name, file) for name, file in regions.items()}
+    bound = protocol.bind_regions(given)
+    clips = (
+        replace(truth, predicted=torch.from_numpy(read_vertices(predictions, truth.key)))
+        for truth in truths(speech, protocol.spec["split"])
+    )
+    return score_speech(clips, bound, given, speech.topology.get("triangles")), bound
+
+
+def _coordinates(speech: SpeechDataModule) -> str:
+    """The unit of the data's vertices as protocols name it."""
+    unit = speech.manifest.fields["unit"]
+    if unit not in COORDINATES:
+        raise UserError(f"{speech.root}: in {unit}, which is not scored; expected {', '.join(COORDINATES)}")
+    return COORDINATES[unit]
 
 
 def truths(data: SpeechDataModule, split: str) -> Iterator[Clip]:
