@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.linalg import lapack
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
@@ -23,8 +24,8 @@ def frechet_distance(mean_1: Tensor, covariance_1: Tensor, mean_2: Tensor, covar
     """Fréchet distance of two Gaussians: ‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½.
 
     With Σ₁ = F Fᵀ, the eigenvalues of Σ₁Σ₂ that are not zero are those of the symmetric Fᵀ Σ₂ F, so neither the
-    square root of an unsymmetric matrix nor a complex number appears. F is the Cholesky factor, or the scaled
-    eigenvectors of the range where a covariance has not full rank (fewer samples than dimensions).
+    square root of an unsymmetric matrix nor a complex number appears. F is the Cholesky factor, with
+    pivots and fewer columns where a covariance has not full rank (fewer samples than dimensions).
 
     Args:
         mean_1: (d,) mean.
@@ -55,9 +56,10 @@ def _square_root_factor(covariance: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(covariance)
     if not failed:
         return factor
-    values, vectors = torch.linalg.eigh(covariance)
-    kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
-    return vectors[:, kept] * values[kept].sqrt()
+    lower, pivots, rank, _ = lapack.dpstrf(covariance.cpu().numpy(), lower=1)
+    rows = np.empty((len(lower), rank))
+    rows[pivots - 1] = np.tril(lower)[:, :rank]
+    return torch.from_numpy(rows).to(covariance.device)
 
 
 def mean_and_covariance(features: Tensor) -> tuple[Tensor, Tensor]:
