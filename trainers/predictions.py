@@ -3,7 +3,7 @@
 One folder for one system on one split::
 
     predictions.json       task, system, seed, data and what the arrays hold; written last
-    <clip>.npy             speech-to-mesh: (T, V, 3) float32 vertices in metres
+    <clip>.npy             speech-to-mesh: (T, V, 3) float32 vertices in metres, or (S, T, V, 3) of S samples
     batch-00000.npz        face-editing: uint8 images; "keys" (B,), "inversion" (B, H, W, 3) and for each
                            attribute (S, B, H, W, 3), one for each strength
                            text-to-face: "keys" (B,) and "images" (K, B, H, W, 3), K for each caption
@@ -138,7 +138,7 @@ def read_description(folder: Path, task: str | None = None) -> dict[str, Any]:
 
 
 def read_vertices(folder: Path, key: str) -> np.ndarray:
-    """One clip's (T, V, 3) vertices.
+    """One clip's (T, V, 3) vertices, or the (S, T, V, 3) of its samples.
 
     Raises:
         UserError: the clip is missing.
