@@ -20,7 +20,6 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cached_property
 from itertools import accumulate, chain, count, islice, pairwise
 from pathlib import Path
@@ -502,8 +501,6 @@ class Loader:
         self.plan = plan
         self.max_bad_share = max_bad_share
         self.bad: Counter[tuple[str, str]] = Counter()
-        self.receiver = ThreadPoolExecutor(1)
-        self.pending: Future[Delivery | None] | None = None
         self.sampler = plan  # where Lightning looks for set_epoch
         self.batch_sampler = None
         self.loader = DataLoader(
@@ -522,7 +519,7 @@ class Loader:
     def __iter__(self) -> Iterator[Any]:
         skipped: set[int] = set()
         allowed = self.max_bad_share * len(self.dataset) / self.plan.world
-        for batch, bad, error in self._deliveries():
+        for batch, bad, error in self.loader:
             if error is not None:
                 raise UserError(error)
             for sample in bad:
@@ -539,19 +536,6 @@ class Loader:
             yield batch
         if self.plan.shuffle:
             self.plan.set_epoch(self.plan.epoch + 1)
-
-    def _deliveries(self) -> Iterator[Delivery]:
-        """What the workers hand over, the next one received while training works on this one."""
-        if self.loader.num_workers == 0:
-            yield from self.loader
-            return
-        if self.pending is not None:  # an iteration that was given up may still be receiving
-            wait([self.pending])
-        deliveries = iter(self.loader)
-        self.pending = self.receiver.submit(next, deliveries, None)
-        while (delivery := self.pending.result()) is not None:
-            self.pending = self.receiver.submit(next, deliveries, None)
-            yield delivery
 
     def _count(self, sample: Bad) -> None:
         """Warns at the first, the tenth, the hundredth ... sample of a kind."""
