@@ -176,7 +176,7 @@ def features(
     Args:
         root: folder of shards.
         backbone: demo:NAME, path:FILE or hub:NAME.
-        kind: of the backbone; only needed for a hub name on faces.
+        kind: of the backbone; needed for a hub name on faces, and clip for the transcripts of talking heads.
         alignment: how speech features meet frames; interpolate or pairs for FaceFormer, native for VOCA.
         name: of the column; by default the backbone's and the alignment.
         precision: of the stored numbers.

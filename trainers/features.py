@@ -38,12 +38,25 @@ def extract_image(network: Any, batch: FaceBatch, alignment: None) -> list[torch
     return list(network(batch.image))
 
 
-# Backbone kind -> the kind of data it reads, and how.
-EXTRACTORS: dict[str, tuple[str, Callable[..., list[torch.Tensor]]]] = {
-    "speech": ("talking-heads", extract_speech),
-    "identity": ("faces", extract_image),
-    "attributes": ("faces", extract_image),
-    "inverter": ("faces", extract_image),
+def extract_clip_image(network: Any, batch: FaceBatch, alignment: None) -> list[torch.Tensor]:
+    """CLIP's embedding of each image."""
+    return list(network.encode_image(batch.image))
+
+
+def extract_transcript(network: Any, batch: SpeechBatch, alignment: None) -> list[torch.Tensor]:
+    """CLIP's embedding of what each clip says."""
+    return list(network.encode_text(batch.transcript))
+
+
+# Kind of data -> the kinds of backbone that read it, and how.
+EXTRACTORS: dict[str, dict[str, Callable[..., list[torch.Tensor]]]] = {
+    "talking-heads": {"speech": extract_speech, "clip": extract_transcript},
+    "faces": {
+        "identity": extract_image,
+        "attributes": extract_image,
+        "inverter": extract_image,
+        "clip": extract_clip_image,
+    },
 }
 
 
@@ -74,8 +87,8 @@ def write_features(
     data = open_data(root)
     if kind is None:
         kind = "speech" if data.kind == "talking-heads" else backbones.kind_of(backbone)
-    if kind not in EXTRACTORS or EXTRACTORS[kind][0] != data.kind:
-        fitting = [name for name, (reads, _) in EXTRACTORS.items() if reads == data.kind]
+    fitting = EXTRACTORS.get(data.kind, {})
+    if kind not in fitting:
         raise UserError(
             f"--backbone {backbone}: of kind '{kind}', but {root} holds {data.kind}, read by kinds {', '.join(fitting)}"
         )
@@ -139,7 +152,7 @@ def _extract(
         batch = data.collate([read_sample(data, reader, number) for number in numbers])
         batch = data.transfer_batch_to_device(batch, device, 0)
         with torch.inference_mode():
-            arrays = EXTRACTORS[kind][1](network, batch, alignment)
+            arrays = EXTRACTORS[data.kind][kind](network, batch, alignment)
         yield from (array.float().cpu().numpy() for array in arrays)
 
 

@@ -175,3 +175,17 @@ def test_a_sample_that_cannot_be_used_is_named(talking_root, encoder, tmp_path):
     shard.write_bytes(shard.read_bytes().replace(b"RIFF", b"XXXX", 1))
     with pytest.raises(UserError, match=r"val-000000\.tar: sample 'carla-030': damaged bytes"):
         write_features(root, encoder, processes=1)
+
+
+def test_transcripts_and_images_through_clip(talking_root, faces_root, clip_folder, tmp_path):
+    spec = f"path:{clip_folder}"
+    clip = backbones.load(spec, "clip")
+    for source, module in ((talking_root, SpeechDataModule), (faces_root, FaceDataModule)):
+        root = shutil.copytree(source, tmp_path / module.__name__)
+        write_features(root, spec, kind="clip", name="clip", precision="float32", processes=1)
+        batch = next(iter(module(str(root), batch_size=2, columns=["clip"]).loader("train")))
+        with torch.no_grad():
+            expected = (
+                clip.encode_text(batch.transcript) if hasattr(batch, "transcript") else clip.encode_image(batch.image)
+            )
+        torch.testing.assert_close(batch.features["clip"], expected)
