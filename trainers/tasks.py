@@ -153,8 +153,8 @@ class SpeechToMesh(System):
         self.subjects = subjects
         self.unseen = unseen
         self.unseen_index = int(number)
-        self.lip_error = LipVertexError(variant="l2", scale=1e3)
-        self.vertex_error = MeanVertexError(scale=1e3)
+        self.lip_error = LipVertexError(variant="l2")
+        self.vertex_error = MeanVertexError()
 
     @abstractmethod
     def animate(self, batch: SpeechBatch) -> Tensor:
@@ -190,9 +190,15 @@ class SpeechToMesh(System):
         if "lips" not in data.regions:
             raise UserError(f"{data.root}: no region 'lips' to measure; build the shards with --regions.lips FILE")
         self.lips = torch.as_tensor(data.regions["lips"])
+        in_metres = data.manifest.fields["unit"] == "metre"
+        self.lip_error.scale = self.vertex_error.scale = 1e3 if in_metres else 1.0
+        self.suffix = "_mm" if in_metres else ""
 
     def validation_step(self, batch: SpeechBatch, batch_idx: int) -> None:
-        """Free-running: the lip-vertex error (L2, maximum over lips, mean over frames) is logged in mm."""
+        """Free-running: logs the lip-vertex error (L2, maximum over lips, mean over frames).
+
+        In mm where the data is in metres, else in the data's own unit.
+        """
         self._measure(batch, "val")
 
     def test_step(self, batch: SpeechBatch, batch_idx: int) -> None:
@@ -205,8 +211,8 @@ class SpeechToMesh(System):
             length = int(batch.lengths[i])
             self.lip_error.update(predicted[i, :length], batch.vertices[i, :length], self.lips)
             self.vertex_error.update(predicted[i, :length], batch.vertices[i, :length])
-        self.log(f"{split}/lve_l2_mm", self.lip_error, batch_size=len(batch), prog_bar=True)
-        self.log(f"{split}/mve_mm", self.vertex_error, batch_size=len(batch))
+        self.log(f"{split}/lve_l2{self.suffix}", self.lip_error, batch_size=len(batch), prog_bar=True)
+        self.log(f"{split}/mve{self.suffix}", self.vertex_error, batch_size=len(batch))
 
     def predict_step(self, batch: SpeechBatch, batch_idx: int) -> dict[str, Tensor]:
         """Key -> (T, V, 3) vertices in metres, of the real clips."""
