@@ -231,7 +231,7 @@ class Stopwatch(pl.Callback):
 def waiting(data: SpeechDataModule) -> Row:
     """Share of the time between steps in FaceFormer's training at the size of its demo recipe."""
     torch.manual_seed(0)
-    system = FaceFormer(VERTICES, ["A"], "demo:speech", train_encoder=False, unit=0.03, lr=1e-3)
+    system = FaceFormer(VERTICES, ["A"], "demo:speech", train_encoder="none", unit=0.03, lr=1e-3)
     watch = Stopwatch()
     loaded = SpeechDataModule(data.root, batch_size=8, num_workers=1)
     trainer = pl.Trainer(

@@ -66,6 +66,10 @@ class SpeechBatch:
         transcript: B sentences; empty where the data has none.
         words: B lists of (word, start, end) in seconds; empty where the data has none.
         phonemes: B lists of (phoneme, start, end) in seconds; empty where the data has none.
+        pose: (B, T, 3) float32, rotation vector of the head in radians, not applied to the vertices; zero where padded
+            and where the data has none.
+        prompt: B descriptions of how to speak, for systems that take a text prompt; all empty where none is given.
+        prompt_image: (B, 3, H, W) in [-1, 1], an expression to speak with; None where none is given.
         features: feature column -> (B, N, D) float32, zero where padded.
         feature_lengths: feature column -> (B,) int64, how many of N are real.
         real: (B,) bool, False for a stand-in; all True where it is not given.
@@ -85,11 +89,17 @@ class SpeechBatch:
     transcript: list[str]
     words: list[list[tuple[str, float, float]]]
     phonemes: list[list[tuple[str, float, float]]]
+    pose: Tensor = None  # type: ignore[assignment]
+    prompt: list[str] = field(default_factory=list)
+    prompt_image: Tensor | None = None
     features: dict[str, Tensor] = field(default_factory=dict)
     feature_lengths: dict[str, Tensor] = field(default_factory=dict)
     real: Tensor = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        if self.pose is None:
+            self.pose = torch.zeros(*self.vertices.shape[:2], 3, device=self.vertices.device)
+        self.prompt = self.prompt or [""] * len(self.key)
         if self.real is None:
             self.real = torch.ones(len(self.key), dtype=torch.bool)
 
@@ -100,3 +110,30 @@ class SpeechBatch:
     def frame_mask(self) -> Tensor:
         """(B, T) bool, True where a frame is real."""
         return torch.arange(self.vertices.shape[1], device=self.lengths.device) < self.lengths[:, None]
+
+    def clip(self, i: int) -> "SpeechBatch":
+        """A batch of the ``i``-th clip alone, without padding."""
+        one = slice(i, i + 1)
+        samples, frames = int(self.audio_lengths[i]), int(self.lengths[i])
+        return SpeechBatch(
+            key=self.key[one],
+            audio=self.audio[one, :samples],
+            audio_lengths=self.audio_lengths[one],
+            vertices=self.vertices[one, :frames],
+            lengths=self.lengths[one],
+            template=self.template[one],
+            subject=self.subject[one],
+            subject_index=self.subject_index[one],
+            emotion=self.emotion[one],
+            intensity=self.intensity[one],
+            weights=self.weights[one, :frames],
+            transcript=self.transcript[one],
+            words=self.words[one],
+            phonemes=self.phonemes[one],
+            pose=self.pose[one, :frames],
+            prompt=self.prompt[one],
+            prompt_image=None if self.prompt_image is None else self.prompt_image[one],
+            features={name: values[one, : self.feature_lengths[name][i]] for name, values in self.features.items()},
+            feature_lengths={name: lengths[one] for name, lengths in self.feature_lengths.items()},
+            real=self.real[one],
+        )

@@ -90,6 +90,9 @@ class SpeechDataModule(ShardDataModule):
         weights = read_npy(members["weights.npy"])
         if weights.ndim != 2 or len(weights) != len(offsets):
             raise BadSample("wrong rig controls", f"array of shape {weights.shape}, clip of {len(offsets)} frames")
+        pose = read_npy(members["pose.npy"]) if "pose.npy" in members else np.zeros((len(offsets), 3))
+        if pose.shape != (len(offsets), 3) or not np.isfinite(pose).all():
+            raise BadSample("wrong head pose", f"array of shape {pose.shape}, clip of {len(offsets)} frames")
         features = decode_columns(self.columns, members, len(offsets))
         return {
             **labels,
@@ -98,6 +101,7 @@ class SpeechDataModule(ShardDataModule):
             "vertices": vertices,
             "audio": torch.from_numpy(read_wav(members["wav"], self.manifest.fields["sample_rate"])),
             "weights": torch.from_numpy(weights.astype(np.float32)),
+            "pose": torch.from_numpy(pose.astype(np.float32)),
             "features": features,
         }
 
@@ -127,6 +131,7 @@ class SpeechDataModule(ShardDataModule):
             transcript=[sample["transcript"] for sample in samples],
             words=[[(w, s, e) for w, s, e in sample["words"]] for sample in samples],
             phonemes=[[(p, s, e) for p, s, e in sample["phonemes"]] for sample in samples],
+            pose=pad_sequence([sample["pose"] for sample in samples], batch_first=True),
             features=features,
             feature_lengths=feature_lengths,
         )

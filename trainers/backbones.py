@@ -15,7 +15,7 @@ The kinds, and what each gives:
 ``features``    ``.features``: image -> (B, d), for distances of two sets; any attribute classifier has them too
 ``clip``        ``.encode_image``: image -> (B, D); ``.encode_text``: captions -> (B, D)
 ``landmarks``   image -> (B, 68, 2), x and y in pixels
-``speech``      :class:`trainers.nets.speech_encoder.SpeechEncoder`
+``speech``      :class:`trainers.nets.speech_encoder.SpeechEncoder`; ``mel:80`` gives log-mel energies in its form
 =============  ==========================================================================================
 
 The encoder that guides a training and the one that judges its result are different networks, always:
@@ -33,6 +33,7 @@ from torch import nn
 
 from datamodules.errors import UserError
 from datamodules.shards import file_sha256
+from trainers.nets.speech_encoder import MelEncoder
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -65,6 +66,8 @@ def load(spec: str, kind: str) -> Any:
     source, _, name = spec.partition(":")
     if source == "hub":
         network = _class(kind).from_hub(name)
+    elif (source, kind) == ("mel", "speech"):
+        network = MelEncoder.from_name(name)
     elif source in ("demo", "path"):
         path = find(spec)
         foreign = source == "path" and (Path(name).is_dir() or path.suffix != ".safetensors")
@@ -94,8 +97,8 @@ def find(spec: str) -> Path:
 
 
 def weight_hash(spec: str) -> str:
-    """SHA-256 of the weights: part of every protocol that uses them. A hub name stands for itself."""
-    return spec if spec.startswith("hub:") else file_sha256(find(spec))
+    """SHA-256 of the weights: part of every protocol that uses them; a hub name and mel energies stand for themselves."""
+    return spec if spec.startswith(("hub:", "mel:")) else file_sha256(find(spec))
 
 
 def kind_of(spec: str) -> str:

@@ -4,6 +4,7 @@ A system derives from the abstract Lightning module of its task, sets :attr:`Sys
 one method the task asks for. Data checks, checkpoint identity, validation, test and prediction stand here.
 """
 
+import hashlib
 from abc import abstractmethod
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -13,12 +14,20 @@ from typing import Any, ClassVar, Literal
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
+from torch.nn.utils.rnn import pad_sequence
+from torchmetrics import MeanMetric
 
 from datamodules.batches import FaceBatch, SpeechBatch
 from datamodules.errors import UserError
+from datamodules.speech import SpeechDataModule
 from metrics.motion import LipVertexError, MeanVertexError
 from trainers import backbones
+from trainers.features import matching_column
+from trainers.nets.rig import load_rig
+from trainers.nets.speech_encoder import Alignment, TrainedPart
 
+Condition = Literal["subject", "emotion", "intensity", "transcript", "words", "prompt", "prompt image", "reference"]
 Task = Literal["text-to-face", "face-editing", "speech-to-mesh", "mesh-retargeting"]
 
 
@@ -139,12 +148,34 @@ class SpeechToMesh(System):
     """Speech to vertices.
 
     Args:
-        num_vertices: V of the mesh.
+        num_vertices: V of the mesh; 0 for systems in the space of rig controls, on data without meshes.
         subjects: training subjects in the order of their one-hot codes.
-        unseen: which training subject's style stands in for a speaker never seen: ``fixed:k``.
+        encoder: backbone specification of the speech encoder.
+        alignment: how its states meet frames, see :data:`trainers.nets.speech_encoder.Alignment`.
+        train_encoder: which part of it is trained, see :data:`trainers.nets.speech_encoder.TrainedPart`. A frozen
+            encoder's states are computed once for a training clip, or read from a feature column of the data.
+        unseen: whose style stands in for a speaker never seen: ``fixed:k``, the k-th training subject's.
+        emotions: names of the emotions it is conditioned on, in the order of their codes; those of the data.
+        samples: predictions to draw for each clip, where the system is stochastic.
+
+    Attributes:
+        conditions: what it takes beside sound and neutral mesh.
+        draw: number of the sample that :meth:`animate` draws next, from 0; see :meth:`generators`.
     """
 
-    def __init__(self, num_vertices: int, subjects: list[str], unseen: str = "fixed:0") -> None:
+    conditions: ClassVar[tuple[Condition, ...]] = ("subject",)
+
+    def __init__(
+        self,
+        num_vertices: int,
+        subjects: list[str],
+        encoder: str,
+        alignment: Alignment,
+        train_encoder: TrainedPart = "none",
+        unseen: str = "fixed:0",
+        emotions: list[str] | None = None,
+        samples: int = 1,
+    ) -> None:
         super().__init__()
         kind, _, number = unseen.partition(":")
         if kind != "fixed" or not number.isdigit() or int(number) >= len(subjects):
@@ -153,28 +184,96 @@ class SpeechToMesh(System):
         self.subjects = subjects
         self.unseen = unseen
         self.unseen_index = int(number)
+        self.emotions = emotions or []
+        self.samples = samples
+        self.draw = 0
         self.lip_error = LipVertexError(variant="l2")
         self.vertex_error = MeanVertexError()
+        self.alignment: Alignment = alignment
+        self.train_encoder = train_encoder
+        self.encoder = backbones.load(encoder, "speech")
+        self.encoder.train_part(train_encoder)
+        if train_encoder == "none":
+            self.frozen = (*self.frozen, "encoder")
+        self._encoder_spec = encoder
+        self._column: str | None = None
+        self._states: dict[str, Tensor] = {}
 
     @abstractmethod
     def animate(self, batch: SpeechBatch) -> Tensor:
         """Animates ``batch.template`` by ``batch.audio`` for ``batch.lengths`` frames.
 
-        Never looks at ``batch.vertices`` but for its number of frames.
+        Never looks at ``batch.vertices``, ``weights`` or ``pose`` but for their number of frames. A clip gives the
+        same alone and in any batch.
 
         Returns:
             vertices: (B, T, V, 3) float32, metres; what lies beyond a clip's length is undefined.
         """
 
+    def adapt(self, reference: SpeechBatch) -> "SpeechToMesh":
+        """A copy of the system that speaks like the person of the reference clips (one subject, with their motion).
+
+        Raises:
+            UserError: the system takes no reference clip.
+        """
+        raise UserError(f"{self.info.title}: takes no reference clip; it takes {', '.join(self.conditions)}")
+
+    def measurements(self, data: SpeechDataModule) -> dict[str, dict[str, float]]:
+        """What the paper claims of this system, measured on the test split: series name -> clip -> number.
+
+        Claims of a suite compare these series; see :mod:`sweeps.claims`.
+        """
+        return {}
+
+    def encode(self, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
+        """States of the speech encoder.
+
+        Returns:
+            (B, N, D), undefined where padded, and how many of each clip are real, (B,) int64.
+        """
+        if self._column in batch.features:
+            return batch.features[self._column], batch.feature_lengths[self._column]
+        if not self.training or self.train_encoder != "none":
+            return self.encoder(batch.audio, batch.audio_lengths, self.alignment, batch.lengths)
+        if not all(key in self._states for key in batch.key):
+            with torch.no_grad():
+                states, lengths = self.encoder(batch.audio, batch.audio_lengths, self.alignment, batch.lengths)
+            for key, clip, length in zip(batch.key, states, lengths.tolist(), strict=True):
+                self._states[key] = clip[:length].cpu()
+        clips = [self._states[key].to(self.device) for key in batch.key]
+        lengths = torch.tensor([len(clip) for clip in clips], device=self.device)
+        return pad_sequence(clips, batch_first=True), lengths
+
     def style_index(self, batch: SpeechBatch) -> Tensor:
         """(B,) int64: the training subject whose style to use."""
         return torch.where(batch.subject_index < 0, self.unseen_index, batch.subject_index)
 
-    def setup(self, stage: str) -> None:
-        """Compares the data with the network before any work.
+    def style(self, batch: SpeechBatch) -> Tensor:
+        """One-hot codes of the speakers, (B, subjects) float32."""
+        return one_hot(self.style_index(batch), len(self.subjects)).float()
+
+    def emotion(self, batch: SpeechBatch) -> Tensor:
+        """One-hot codes of the emotions, (B, emotions) float32.
 
         Raises:
-            UserError: another mesh, or other training subjects.
+            UserError: a clip's emotion is not known.
+        """
+        unknown = (batch.emotion < 0) & batch.real
+        if unknown.any():
+            key = batch.key[int(unknown.nonzero()[0])]
+            raise UserError(f"clip '{key}': no emotion, but {self.info.title} takes one of {', '.join(self.emotions)}")
+        return one_hot(batch.emotion.clamp(min=0), len(self.emotions)).float()
+
+    def generators(self, batch: SpeechBatch) -> list[torch.Generator]:
+        """One CPU generator for each clip: a clip's :attr:`draw`-th sample is the same in any batch and any run."""
+        digests = (hashlib.sha256(f"{key}/{self.draw}".encode()).digest() for key in batch.key)
+        return [torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1) for digest in digests]
+
+    def setup(self, stage: str) -> None:
+        """Compares the data with the network before any work, and looks whether it gives the encoder's states.
+
+        Raises:
+            UserError: another mesh, other training subjects or emotions.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if data.num_vertices != self.num_vertices:
@@ -187,12 +286,20 @@ class SpeechToMesh(System):
                 f"model.subjects: {self.subjects}, but {data.root} trains on {data.train_subjects}; "
                 "list the same names in the same order"
             )
-        if "lips" not in data.regions:
-            raise UserError(f"{data.root}: no region 'lips' to measure; build the shards with --regions.lips FILE")
-        self.lips = torch.as_tensor(data.regions["lips"])
+        if self.emotions and data.manifest.fields["emotions"] != self.emotions:
+            raise UserError(
+                f"model.emotions: {self.emotions}, but {data.root} has {data.manifest.fields['emotions']}; "
+                "list the same names in the same order"
+            )
+        if self.num_vertices:
+            if "lips" not in data.regions:
+                raise UserError(f"{data.root}: no region 'lips' to measure; build the shards with --regions.lips FILE")
+            self.lips = torch.as_tensor(data.regions["lips"])
         in_metres = data.manifest.fields["unit"] == "metre"
         self.lip_error.scale = self.vertex_error.scale = 1e3 if in_metres else 1.0
         self.suffix = "_mm" if in_metres else ""
+        if self.train_encoder == "none":
+            self._column = matching_column(data, self._encoder_spec, "speech", self.alignment)
 
     def validation_step(self, batch: SpeechBatch, batch_idx: int) -> None:
         """Free-running: logs the lip-vertex error (L2, maximum over lips, mean over frames).
@@ -215,9 +322,59 @@ class SpeechToMesh(System):
         self.log(f"{split}/mve{self.suffix}", self.vertex_error, batch_size=len(batch))
 
     def predict_step(self, batch: SpeechBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Key -> (T, V, 3) vertices in metres, of the real clips."""
-        predicted = self.animate(batch)
-        return {batch.key[i]: predicted[i, : batch.lengths[i]] for i in batch.real.nonzero()[:, 0].tolist()}
+        """Key -> (T, V, 3) vertices in metres of the real clips, or (S, T, V, 3) of several samples."""
+        draws = []
+        for number in range(self.samples):
+            self.draw = number
+            draws.append(self.animate(batch))
+        self.draw = 0
+        predicted = torch.stack(draws) if self.samples > 1 else draws[0]
+        return {batch.key[i]: predicted[..., i, : batch.lengths[i], :, :] for i in batch.real.nonzero()[:, 0].tolist()}
+
+
+class SpeechToRig(SpeechToMesh):
+    """Speech to rig controls, and through a rig's linear basis to vertices.
+
+    Args:
+        rig: specification of the controls, see :func:`trainers.nets.rig.load_rig`.
+        others: as in :class:`SpeechToMesh`.
+    """
+
+    def __init__(self, rig: str, num_vertices: int, subjects: list[str], **others: Any) -> None:
+        super().__init__(num_vertices, subjects, **others)
+        self.rig = load_rig(rig)
+        self.frozen = (*self.frozen, "rig")
+        self.control_error = MeanMetric()
+
+    @abstractmethod
+    def control(self, batch: SpeechBatch) -> Tensor:
+        """As :meth:`animate`, but the values of the controls: (B, T, C) float32."""
+
+    def animate(self, batch: SpeechBatch) -> Tensor:
+        """The controls' mesh; see :meth:`SpeechToMesh.animate`."""
+        return self.rig(batch.template, self.control(batch))
+
+    def setup(self, stage: str) -> None:
+        """Also compares the controls.
+
+        Raises:
+            UserError: the data has other controls, or a mesh that the rig does not move.
+        """
+        super().setup(stage)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data.manifest.fields["controls"] != self.rig.controls:
+            raise UserError(
+                f"model.rig: {len(self.rig.controls)} controls ({', '.join(self.rig.controls[:3])} ...), but "
+                f"{data.root} has {len(data.manifest.fields['controls'])}; name the rig that made the data"
+            )
+
+    def _measure(self, batch: SpeechBatch, split: str) -> None:
+        if self.num_vertices:
+            super()._measure(batch, split)
+            return
+        error = (self.control(batch) - batch.weights).abs().mean(-1)
+        self.control_error.update(error[batch.frame_mask & batch.real[:, None]])
+        self.log(f"{split}/control_error", self.control_error, batch_size=len(batch), prog_bar=True)
 
 
 class FaceEditing(System):

@@ -85,8 +85,8 @@ def check(golden: Golden) -> None:
         def record(module: torch.nn.Module, inputs: tuple, output: tuple) -> None:
             features["resampled"], features["proj"] = inputs[0], output[0].clone()
 
-        with encoder.wav2vec2.feature_projection.register_forward_hook(record):
-            features["enc"], _ = system.encode(clip)
+        with encoder.network.feature_projection.register_forward_hook(record):
+            features["enc"], _ = system.hear(clip)
         for stage, actual in features.items():
             if f"{name}_audio_{stage}" in io:
                 golden.close(f"{name}_audio_{stage}", actual)
@@ -94,7 +94,7 @@ def check(golden: Golden) -> None:
     def check_loss(name: str, mode: str, clip: SpeechBatch) -> None:
         system.zero_grad()
         system.teacher_forcing = mode == "tf"
-        speech, frames = system.encode(clip)
+        speech, frames = system.hear(clip)
         loss = system.loss(speech, frames, clip)
         golden.close(f"{name}_{mode}_loss", loss)
         loss.backward()

@@ -94,7 +94,7 @@ def losses(system, root: str, folder: Path, *columns: str) -> list[float]:
 def faceformer(encoder: str, **changes) -> FaceFormer:
     torch.manual_seed(0)
     settings = {"num_vertices": 12, "subjects": ["anna", "bert"], "encoder": encoder, "dim": 16, "period": 4}
-    return FaceFormer(**{**settings, "unit": 0.01, "lr": 0.01, "train_encoder": False, **changes})
+    return FaceFormer(**{**settings, "unit": 0.01, "lr": 0.01, "train_encoder": "none", **changes})
 
 
 def voca(encoder: str) -> VOCA:
@@ -147,7 +147,7 @@ def test_the_same_weights_under_another_path_fit(root, encoder, tmp_path):
     shutil.copy(encoder.removeprefix("path:"), copy)
     model = faceformer(f"path:{copy}")
     losses(model, root, tmp_path, "encoder-native", "encoder-interpolate")
-    assert model.column == "encoder-interpolate"
+    assert model._column == "encoder-interpolate"
 
 
 def test_images_have_columns_too(faces_root, tiny, tmp_path):

@@ -20,8 +20,8 @@ Deliberate differences, none of which changes what an evaluated network gives:
 - No SpecAugment on the speech features.
 - In BIWI mode audio can end a frame before the mesh does. As in the official code such frames have no loss;
   :meth:`FaceFormer.animate` holds the last pose for them.
-- :attr:`FaceFormer.train_encoder` can be switched off: the speech encoder is then frozen as a whole, and its states
-  are computed once per clip, or read from a feature column of the data.
+- ``train_encoder: none`` freezes the speech encoder as a whole; its states are then computed once per clip, or read
+  from a feature column of the data.
 """
 
 import math
@@ -30,13 +30,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, one_hot, scaled_dot_product_attention
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from datamodules.batches import SpeechBatch
-from trainers import backbones
-from trainers.features import matching_column
 from trainers.nets import speech_encoder
+from trainers.nets.speech_encoder import STATES_PER_FRAME, TrainedPart
 from trainers.tasks import SpeechToMesh, SystemInfo
 
 
@@ -52,7 +50,7 @@ class FaceFormer(SpeechToMesh):
         period: of the positional code and the attention bias, in frames; 30 for VOCASET, 25 for BIWI.
         heads: attention heads of the decoder.
         dropout: in the decoder, while training.
-        train_encoder: trains the encoder's transformer (its convolutions are always frozen).
+        train_encoder: which part of the encoder is trained: ``none``, or its ``transformer`` as the official code does.
         teacher_forcing: trains on the true past instead of the predicted one, all frames at once.
         unit: metres; offsets are learned and the loss measured in it, 0.001 for millimetres.
         lr: learning rate of Adam.
@@ -79,53 +77,32 @@ class FaceFormer(SpeechToMesh):
         period: int = 30,
         heads: int = 4,
         dropout: float = 0.1,
-        train_encoder: bool = True,
+        train_encoder: TrainedPart = "transformer",
         teacher_forcing: bool = False,
         unit: float = 1.0,
         lr: float = 1e-4,
         unseen: str = "fixed:0",
     ) -> None:
-        super().__init__(num_vertices, subjects, unseen)
+        super().__init__(num_vertices, subjects, encoder, alignment, train_encoder, unseen)
         self.save_hyperparameters()
-        self.alignment = alignment
-        self.train_encoder = train_encoder
         self.teacher_forcing = teacher_forcing
         self.unit = unit
         self.lr = lr
-        self.encoder = backbones.load(encoder, "speech")
         self.encoder.classifier = None
         self.decoder = MotionDecoder(
             num_vertices,
             len(subjects),
             audio_dim=self.encoder.dim,
-            audio_per_frame={"interpolate": 1, "pairs": 2}[alignment],
+            audio_per_frame=STATES_PER_FRAME[alignment],
             dim=dim,
             period=period,
             heads=heads,
             dropout=dropout,
         )
-        if train_encoder:
-            self.encoder.requires_grad_(True)
-            self.encoder.freeze_extractor()
-        else:
-            self.frozen = ("encoder",)
-        self.column: str | None = None
-        self._speech: dict[str, Tensor] = {}
-
-    def setup(self, stage: str) -> None:
-        """Also looks whether the data gives the states of a frozen encoder."""
-        super().setup(stage)
-        if not self.train_encoder:
-            self.column = matching_column(
-                self.trainer.datamodule,  # type: ignore[attr-defined]
-                self.hparams["encoder"],
-                "speech",
-                self.alignment,
-            )
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
         """The mean squared error on vertices."""
-        speech, frames = self.encode(batch)
+        speech, frames = self.hear(batch)
         loss = self.loss(speech, frames, batch)
         self.log("train/loss", loss, batch_size=len(batch))
         return loss
@@ -137,35 +114,22 @@ class FaceFormer(SpeechToMesh):
     @torch.no_grad()
     def animate(self, batch: SpeechBatch) -> Tensor:
         """Free-running animation; see :meth:`SpeechToMesh.animate`."""
-        speech, frames = self.encode(batch)
+        speech, frames = self.hear(batch)
         offsets = self.decoder(speech, self.style(batch))
         last = torch.arange(batch.vertices.shape[1], device=frames.device).minimum(frames[:, None] - 1)
         offsets = offsets.take_along_dim(last[..., None], dim=1)
         return batch.template[:, None] + self.unit * offsets.unflatten(-1, (self.num_vertices, 3))
 
-    def encode(self, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
-        """Speech states at the frame rate.
-
-        Returns:
-            States (B, T·m, D), m per frame, and the number of frames of each clip that have them, (B,) int64.
-        """
-        if self.column in batch.features:
-            states, lengths = batch.features[self.column], batch.feature_lengths[self.column]
-        elif self.training and not self.train_encoder:
-            states, lengths = self._encode_once(batch)
-        else:
-            states, lengths = self.encoder(batch.audio, batch.audio_lengths, self.alignment, batch.lengths)
+    def hear(self, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
+        """Speech states (B, T·m, D), m per frame, and the number of frames of each clip that have them, (B,) int64."""
+        states, lengths = self.encode(batch)
         return states, lengths // self.decoder.audio_per_frame
-
-    def style(self, batch: SpeechBatch) -> Tensor:
-        """One-hot codes of the speakers, (B, subjects) float32."""
-        return one_hot(self.style_index(batch), len(self.subjects)).float()
 
     def loss(self, speech: Tensor, frames: Tensor, batch: SpeechBatch) -> Tensor:
         """The mean squared error on vertices over all frames that are real and have speech.
 
         Args:
-            speech: (B, T·m, D) states of :meth:`encode`.
+            speech: (B, T·m, D) states of :meth:`hear`.
             frames: (B,) int64, frames that have them.
             batch: the clips.
         """
@@ -177,17 +141,6 @@ class FaceFormer(SpeechToMesh):
             predicted = self.decoder(speech, self.style(batch))
         real = torch.arange(count, device=frames.device) < frames[:, None]
         return (predicted - target)[real].square().mean()
-
-    def _encode_once(self, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
-        """States of a frozen encoder, kept per training clip."""
-        if not all(key in self._speech for key in batch.key):
-            with torch.no_grad():
-                states, lengths = self.encoder(batch.audio, batch.audio_lengths, self.alignment, batch.lengths)
-            for key, clip, length in zip(batch.key, states, lengths.tolist(), strict=True):
-                self._speech[key] = clip[:length].cpu()
-        clips = [self._speech[key].to(self.device) for key in batch.key]
-        lengths = torch.tensor([len(clip) for clip in clips], device=self.device)
-        return pad_sequence(clips, batch_first=True), lengths
 
 
 class MotionDecoder(nn.Module):

@@ -22,14 +22,12 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot, pad
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from datamodules.batches import SpeechBatch
 from datamodules.errors import UserError
 from datamodules.stream import Loader
-from trainers import backbones
-from trainers.features import matching_column
 from trainers.nets.speech_encoder import interpolate_features
 from trainers.tasks import SpeechToMesh, SystemInfo
 
@@ -64,7 +62,6 @@ class VOCA(SpeechToMesh):
         url="https://arxiv.org/abs/1905.03079",
         basis="official code",
     )
-    frozen = ("encoder",)
 
     def __init__(
         self,
@@ -81,7 +78,7 @@ class VOCA(SpeechToMesh):
         lr: float = 1e-4,
         unseen: str = "fixed:0",
     ) -> None:
-        super().__init__(num_vertices, subjects, unseen)
+        super().__init__(num_vertices, subjects, encoder, "native", unseen=unseen)
         self.save_hyperparameters()
         self.velocity_weight = velocity_weight
         self.acceleration_weight = acceleration_weight
@@ -91,29 +88,25 @@ class VOCA(SpeechToMesh):
         self.unit = unit
         self.consecutive = 3 if acceleration_weight else 2
         self.lr = lr
-        self.encoder = backbones.load(encoder, "speech")
         if not self.encoder.classes:
             raise UserError(
                 f"model.encoder: '{encoder}' classifies neither phonemes nor characters; use demo:speech or a CTC "
                 "model such as hub:facebook/wav2vec2-base-960h"
             )
         self.network = VOCANetwork(len(self.encoder.classes), len(subjects), num_vertices, components)
-        self.column: str | None = None
-        self._features: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
-        """Also gives a new expression layer its basis, and looks whether the data gives the encoder's states."""
+        """Also gives a new expression layer its basis."""
         super().setup(stage)
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.column = matching_column(data, self.hparams["encoder"], "speech", "native")
         if stage == "fit":
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
             offsets = sample_offsets(data.train_dataloader())
             self.network.initialise_expressions(offsets / self.unit)
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
         """Reconstruction, velocity and, where weighted, acceleration and regulariser."""
         clip, frame = self.draw_windows(batch.lengths)
-        features = audio_windows(self.encode(batch))[clip, frame]
+        features = audio_windows(self.hear(batch))[clip, frame]
         offsets = self.network(features.flatten(0, 1), self.style(batch)[clip].flatten(0, 1))
         offsets = offsets.unflatten(0, clip.shape)
         error = offsets - (batch.vertices[clip, frame] - batch.template[clip]) / self.unit
@@ -143,32 +136,19 @@ class VOCA(SpeechToMesh):
     @torch.no_grad()
     def animate(self, batch: SpeechBatch) -> Tensor:
         """Frame by frame, each from its window; see :meth:`SpeechToMesh.animate`."""
-        windows = audio_windows(self.encode(batch))
+        windows = audio_windows(self.hear(batch))
         style = self.style(batch).repeat_interleave(windows.shape[1], dim=0)
         offsets = self.network(windows.flatten(0, 1), style)
         return batch.template[:, None] + self.unit * offsets.unflatten(0, windows.shape[:2])
 
-    def encode(self, batch: SpeechBatch) -> Tensor:
-        """Logits of the speech encoder at the frame rate, (B, T, C), zero where padded; kept per training clip."""
-        if not self.training or self.column in batch.features:
-            return pad_sequence(self._encode(batch), batch_first=True)
-        if not all(key in self._features for key in batch.key):
-            clips = self._encode(batch)
-            self._features.update({key: clip.cpu() for key, clip in zip(batch.key, clips, strict=True)})
-        return pad_sequence([self._features[key].to(self.device) for key in batch.key], batch_first=True)
-
     @torch.no_grad()
-    def _encode(self, batch: SpeechBatch) -> list[Tensor]:
-        if self.column in batch.features:
-            logits, lengths = self.encoder.classifier(batch.features[self.column]), batch.feature_lengths[self.column]
-        else:
-            logits, lengths = self.encoder.logits(batch.audio, batch.audio_lengths)
+    def hear(self, batch: SpeechBatch) -> Tensor:
+        """Logits of the speech encoder at the frame rate, (B, T, C), zero where padded."""
+        states, lengths = self.encode(batch)
+        logits = self.encoder.classifier(states)
         counts = zip(lengths.tolist(), batch.lengths.tolist(), strict=True)
-        return [interpolate_features(clip[:n], frames) for clip, (n, frames) in zip(logits, counts, strict=True)]
-
-    def style(self, batch: SpeechBatch) -> Tensor:
-        """One-hot codes of the speakers, (B, subjects) float32."""
-        return one_hot(self.style_index(batch), len(self.subjects)).float()
+        clips = [interpolate_features(clip[:n], frames) for clip, (n, frames) in zip(logits, counts, strict=True)]
+        return pad_sequence(clips, batch_first=True)
 
 
 class VOCANetwork(nn.Module):
