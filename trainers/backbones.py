@@ -97,7 +97,7 @@ def find(spec: str) -> Path:
 
 
 def weight_hash(spec: str) -> str:
-    """SHA-256 of the weights: part of every protocol that uses them; a hub name and mel energies stand for themselves."""
+    """SHA-256 of the weights, part of every protocol that uses them; ``hub:`` and ``mel:`` stand for themselves."""
     return spec if spec.startswith(("hub:", "mel:")) else file_sha256(find(spec))
 
 
