@@ -16,6 +16,7 @@ The kinds, and what each gives:
 ``clip``        ``.encode_image``: image -> (B, D); ``.encode_text``: captions -> (B, D)
 ``landmarks``   image -> (B, 68, 2), x and y in pixels
 ``speech``      :class:`trainers.nets.speech_encoder.SpeechEncoder`; ``mel:80`` gives log-mel energies in its form
+                (``mel100:80`` those of :class:`trainers.nets.audio_windows.WindowMel`, at 100 Hz)
 =============  ==========================================================================================
 
 The encoder that guides a training and the one that judges its result are different networks, always:
@@ -33,6 +34,7 @@ from torch import nn
 
 from datamodules.errors import UserError
 from datamodules.shards import file_sha256
+from trainers.nets.audio_windows import WindowMel
 from trainers.nets.speech_encoder import MelEncoder
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -68,6 +70,8 @@ def load(spec: str, kind: str) -> Any:
         network = _class(kind).from_hub(name)
     elif (source, kind) == ("mel", "speech"):
         network = MelEncoder.from_name(name)
+    elif (source, kind) == ("mel100", "speech"):
+        network = WindowMel.from_name(name)
     elif source in ("demo", "path"):
         path = find(spec)
         foreign = source == "path" and (Path(name).is_dir() or path.suffix != ".safetensors")
@@ -98,7 +102,7 @@ def find(spec: str) -> Path:
 
 def weight_hash(spec: str) -> str:
     """SHA-256 of the weights, part of every protocol that uses them; ``hub:`` and ``mel:`` stand for themselves."""
-    return spec if spec.startswith(("hub:", "mel:")) else file_sha256(find(spec))
+    return spec if spec.startswith(("hub:", "mel:", "mel100:")) else file_sha256(find(spec))
 
 
 def kind_of(spec: str) -> str:
