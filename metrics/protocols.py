@@ -327,6 +327,11 @@ def _check_speech(spec: dict[str, Any], path: Path) -> None:
             raise UserError(f"{path}: {field} is '{spec[field]}', expected one of {', '.join(choices)}")
     if (spec["coordinates"] == "normalised") != (spec["unit"] == "normalised"):
         raise UserError(f"{path}: coordinates {spec['coordinates']} can't be given in {spec['unit']}")
+    policy = str(spec["unseen_speaker"])
+    if policy not in ("none", "all-mean", "best") and not policy.removeprefix("fixed:").isdigit():
+        raise UserError(f"{path}: unseen_speaker is '{policy}', expected none, fixed:k, all-mean or best")
+    if policy in ("all-mean", "best") and (spec["sample_axis"] != "styles" or spec["samples"] < 2):
+        raise UserError(f"{path}: unseen_speaker {policy} needs sample_axis styles, and as many samples as styles")
     if not 0 <= spec["single_sample"] < spec["samples"]:
         raise UserError(f"{path}: single_sample is {spec['single_sample']}, expected less than samples")
     for name, region in spec["regions"].items():

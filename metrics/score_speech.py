@@ -12,7 +12,7 @@ from torch import Tensor
 from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import UserError
 from metrics import motion, samples, timing
-from metrics.protocols import MILLIMETRES, Protocol
+from metrics.protocols import MILLIMETRES, OF_SAMPLES, Protocol
 from metrics.scoring import Scores, check_enough, metric_score
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,10 @@ def score_speech(
 ) -> Scores:
     """Scores predicted motion; holds one clip at a time, and one number per clip and metric.
 
-    Metrics of a single prediction take the sample that the protocol names, those of several its first ``samples``.
+    Metrics of a single prediction take the sample that the protocol names, those of several its first ``samples``. For
+    speakers never seen, a protocol can ask for one prediction in every training subject's style instead: their mean
+    (``unseen_speaker: all-mean``), or for each clip the style whose primary metric is lowest (``best``), which is told
+    from the truth and so a bound, not a score.
 
     Args:
         clips: in the protocol's coordinates.
@@ -85,7 +88,7 @@ def score_speech(
         frames += len(clip.truth)
         for name, choices in protocol.metrics.items():
             try:
-                errors = _clip_values(choices, clip, protocol, indices, faces)
+                errors = _single_values(choices, clip, protocol, indices, faces)
             except ValueError as error:
                 raise UserError(f"clip '{clip.key}': metric '{name}' {error}") from error
             if errors.numel():
@@ -186,16 +189,39 @@ def _scale(choices: Mapping[str, Any], protocol: Protocol) -> tuple[float, str]:
     return scale, unit
 
 
-def _clip_values(
+def _single_values(
     choices: Mapping[str, Any],
     clip: Clip,
     protocol: Protocol,
     regions: Mapping[str, Tensor],
     triangles: Tensor | None,
 ) -> Tensor:
-    """One value for each frame or bilabial of the clip, or one of the clip."""
+    """The values of the sample that the protocol's rule chooses, or their mean over all samples."""
+
+    def values(choices: Mapping[str, Any], number: int) -> Tensor:
+        return _clip_values(choices, clip, protocol, regions, triangles, number)
+
+    everyone = range(len(clip.predicted))
+    match protocol.spec["unseen_speaker"]:
+        case "all-mean" if choices["measure"] not in OF_SAMPLES:
+            return torch.stack([values(choices, number) for number in everyone]).mean(0)
+        case "best":
+            primary = protocol.metrics[protocol.spec["primary"]]
+            return values(choices, min(everyone, key=lambda number: values(primary, number).mean().item()))
+    return values(choices, protocol.spec["single_sample"])
+
+
+def _clip_values(
+    choices: Mapping[str, Any],
+    clip: Clip,
+    protocol: Protocol,
+    regions: Mapping[str, Tensor],
+    triangles: Tensor | None,
+    number: int,
+) -> Tensor:
+    """One value for each frame or bilabial of the clip, or one of the clip; ``number`` is the sample's."""
     several, truth, template = clip.predicted, clip.truth, clip.template
-    predicted, fps = several[protocol.spec["single_sample"]], protocol.spec["fps"]
+    predicted, fps = several[number], protocol.spec["fps"]
     match choices["measure"]:
         case "lip_vertex_error":
             lips, variant, over = regions[choices["region"]], choices["variant"], choices["over_vertices"]

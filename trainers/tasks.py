@@ -6,7 +6,7 @@ one method the task asks for. Data checks, checkpoint identity, validation, test
 
 import hashlib
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -154,7 +154,9 @@ class SpeechToMesh(System):
         alignment: how its states meet frames, see :data:`trainers.nets.speech_encoder.Alignment`.
         train_encoder: which part of it is trained, see :data:`trainers.nets.speech_encoder.TrainedPart`. A frozen
             encoder's states are computed once for a training clip, or read from a feature column of the data.
-        unseen: whose style stands in for a speaker never seen: ``fixed:k``, the k-th training subject's.
+        unseen: whose style stands in for a speaker never seen: ``fixed:k``, the k-th training subject's;
+            ``all-mean`` or ``best``, everybody's: a clip then has a prediction for each, and the protocol takes the
+            mean of their errors, or the best one's.
         emotions: names of the emotions it is conditioned on, in the order of their codes; those of the data.
         samples: predictions to draw for each clip, where the system is stochastic.
 
@@ -178,12 +180,19 @@ class SpeechToMesh(System):
     ) -> None:
         super().__init__()
         kind, _, number = unseen.partition(":")
-        if kind != "fixed" or not number.isdigit() or int(number) >= len(subjects):
-            raise UserError(f"model.unseen: '{unseen}', expected fixed:k with k below {len(subjects)}")
+        self.every_style = unseen in ("all-mean", "best")
+        if not self.every_style and (kind != "fixed" or not number.isdigit() or int(number) >= len(subjects)):
+            raise UserError(
+                f"model.unseen: '{unseen}', expected fixed:k with k below {len(subjects)}, all-mean or best"
+            )
+        if self.every_style and samples > 1:
+            raise UserError(
+                f"model.samples: {samples}, but unseen '{unseen}' predicts one sample in every style; set it to 1"
+            )
         self.num_vertices = num_vertices
         self.subjects = subjects
         self.unseen = unseen
-        self.unseen_index = int(number)
+        self.unseen_index = 0 if self.every_style else int(number)
         self.emotions = emotions or []
         self.samples = samples
         self.draw = 0
@@ -313,23 +322,39 @@ class SpeechToMesh(System):
         self._measure(batch, "test")
 
     def _measure(self, batch: SpeechBatch, split: str) -> None:
-        predicted = self.animate(batch)
+        # Of several samples the first is measured; of styles all: which is the best cannot be told without the truth.
+        predicted = self.predictions(batch) if self.every_style else self.animate(batch)[None]
         for i in batch.real.nonzero()[:, 0].tolist():
-            length = int(batch.lengths[i])
-            self.lip_error.update(predicted[i, :length], batch.vertices[i, :length], self.lips)
-            self.vertex_error.update(predicted[i, :length], batch.vertices[i, :length])
+            truth = batch.vertices[i, : batch.lengths[i]]
+            for clip in predicted[:, i, : batch.lengths[i]]:
+                self.lip_error.update(clip, truth, self.lips)
+                self.vertex_error.update(clip, truth)
         self.log(f"{split}/lve_l2{self.suffix}", self.lip_error, batch_size=len(batch), prog_bar=True)
         self.log(f"{split}/mve{self.suffix}", self.vertex_error, batch_size=len(batch))
 
     def predict_step(self, batch: SpeechBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Key -> (T, V, 3) vertices in metres of the real clips, or (S, T, V, 3) of several samples."""
-        draws = []
-        for number in range(self.samples):
-            self.draw = number
-            draws.append(self.animate(batch))
-        self.draw = 0
-        predicted = torch.stack(draws) if self.samples > 1 else draws[0]
-        return {batch.key[i]: predicted[..., i, : batch.lengths[i], :, :] for i in batch.real.nonzero()[:, 0].tolist()}
+        """Key -> (T, V, 3) vertices in metres of the real clips, or (S, T, V, 3) of several samples or styles."""
+        predicted = self.predictions(batch)
+        single = predicted[0] if len(predicted) == 1 else predicted
+        return {batch.key[i]: single[..., i, : batch.lengths[i], :, :] for i in batch.real.nonzero()[:, 0].tolist()}
+
+    def predictions(self, batch: SpeechBatch) -> Tensor:
+        """Every sample, or every training subject's style where the policy for unseen speakers asks for it.
+
+        Returns:
+            (S, B, T, V, 3) vertices in metres.
+        """
+        if not self.every_style:
+            return torch.stack([self._drawn(batch, number) for number in range(self.samples)])
+        styles = (torch.full_like(batch.subject_index, number) for number in range(len(self.subjects)))
+        return torch.stack([self.animate(replace(batch, subject_index=style)) for style in styles])
+
+    def _drawn(self, batch: SpeechBatch, number: int) -> Tensor:
+        self.draw = number
+        try:
+            return self.animate(batch)
+        finally:
+            self.draw = 0
 
 
 class SpeechToRig(SpeechToMesh):

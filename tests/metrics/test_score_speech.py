@@ -225,3 +225,19 @@ def test_reference_motions():
     offset = mean_offset([(torch.ones(1, 4, 3), TEMPLATE), (torch.full((3, 4, 3), 5.0), TEMPLATE + 1)])
     assert torch.equal(offset, torch.full((4, 3), (1 + 3 * 4) / 4))
     assert torch.equal(mean_motion(truth, TEMPLATE, offset), offset.expand(3, 4, 3))
+
+
+def in_three_styles(key: str, offsets: list[float]) -> Clip:
+    """A clip predicted in three styles, each ``offset`` millimetres off."""
+    clips = [clip(key, 2, offset) for offset in offsets]
+    return replace(clips[0], predicted=torch.stack([each.predicted for each in clips]))
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("all-mean", (3, 5)), ("best", (1, 2)), ("fixed:1", (3, 11))])
+def test_policies_for_speakers_never_seen(policy: str, expected: tuple[float, float]):
+    axis = {"unseen_speaker": policy, "samples": 3, "sample_axis": "styles", "single_sample": 1}
+    protocol = speech_protocol(**axis, **metrics("lve_l2", "mve"))
+    clips = [in_three_styles("a", [5, 3, 1]), in_three_styles("b", [2, 11, 2])]
+    scores = score_speech(clips, protocol, REGIONS).metrics
+    assert tuple(scores["lve_l2"]["per_sample"].values()) == pytest.approx(expected)
+    assert tuple(scores["mve"]["per_sample"].values()) == pytest.approx([value / 4 for value in expected])

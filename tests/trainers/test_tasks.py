@@ -2,7 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from datamodules.batches import SpeechBatch
 from datamodules.errors import UserError
+from datamodules.speech import SpeechDataModule
+from trainers.speech.voca import VOCA
 from trainers.tasks import System, SystemInfo, load_system, registry
 
 
@@ -85,3 +88,66 @@ def test_a_checkpoint_cannot_run_code(checkpoint, tmp_path):
     with pytest.raises(UserError, match="not a readable facebench checkpoint"):
         load_system(path)
     assert not (tmp_path / "trapped").exists()
+
+
+@pytest.fixture
+def voca_in_style(talking_root, speech_backbone):
+    """VOCA whose output depends on the style, and a batch of a speaker never seen."""
+
+    def build(unseen: str) -> tuple[VOCA, SpeechBatch]:
+        torch.manual_seed(0)
+        system = VOCA(12, ["anna", "bert"], speech_backbone, components=3, unseen=unseen)
+        torch.nn.init.normal_(system.network.expression.weight)
+        batch = next(iter(SpeechDataModule(str(talking_root), batch_size=3).loader("test")))
+        assert batch.subject_index.tolist() == [-1] * 3
+        return system.eval(), batch
+
+    return build
+
+
+@pytest.mark.parametrize("policy", ["all-mean", "best"])
+def test_a_policy_for_all_styles_predicts_each(voca_in_style, policy: str) -> None:
+    system, batch = voca_in_style(policy)
+    predicted = system.predict_step(batch, 0)
+    for k in range(2):
+        alone, _ = voca_in_style(f"fixed:{k}")
+        for key, vertices in alone.predict_step(batch, 0).items():
+            torch.testing.assert_close(predicted[key][k], vertices)
+    key = batch.key[0]
+    assert predicted[key].shape == (2, int(batch.lengths[0]), 12, 3)
+    assert not torch.allclose(predicted[key][0], predicted[key][1])
+
+
+def test_strange_policies_are_refused(speech_backbone) -> None:
+    for unseen in ("fixed:2", "fixed", "median"):
+        with pytest.raises(UserError, match=r"model\.unseen: .* expected fixed:k with k below 2, all-mean or best"):
+            VOCA(12, ["anna", "bert"], speech_backbone, unseen=unseen)
+
+
+def test_a_clip_draws_the_same_numbers_in_any_batch_and_others_in_the_next_sample(voca_in_style) -> None:
+    system, batch = voca_in_style("fixed:0")
+
+    def numbers(of: SpeechBatch) -> list[float]:
+        return [torch.rand((), generator=generator).item() for generator in system.generators(of)]
+
+    first = numbers(batch)
+    assert numbers(batch.clip(1)) == first[1:2]
+    assert len(set(first)) == 3
+    system.draw = 1
+    assert set(first).isdisjoint(numbers(batch))
+
+
+def test_a_clip_without_emotion_is_named(voca_in_style) -> None:
+    system, batch = voca_in_style("fixed:0")
+    system.emotions = ["neutral", "happy"]
+    batch.emotion = torch.tensor([1, -1, 0])
+    with pytest.raises(UserError, match=rf"clip '{batch.key[1]}': no emotion, but VOCA .* one of neutral, happy"):
+        system.emotion(batch)
+    batch.real[1] = False
+    assert system.emotion(batch)[0].tolist() == [0, 1]
+
+
+def test_a_system_without_references_says_so(voca_in_style) -> None:
+    system, batch = voca_in_style("fixed:0")
+    with pytest.raises(UserError, match="takes no reference clip; it takes subject"):
+        system.adapt(batch)

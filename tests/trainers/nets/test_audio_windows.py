@@ -62,7 +62,7 @@ def test_frames_get_the_window_around_their_middle_and_the_last_one_after_the_so
 def test_the_official_size() -> None:
     assert (
         sum(parameter.numel() for parameter in WindowEncoder().parameters())
-        == 10 * 5120 + 128 + 6 * (128 * 128 * 5 + 128) + 128 * 128 + 128
+        == 80 * 5 * 128 + 128 + 6 * (128 * 128 * 5 + 128) + 128 * 128 + 128
     )
 
 

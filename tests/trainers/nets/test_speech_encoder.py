@@ -1,14 +1,20 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2ForCTC, Wav2Vec2Model
+from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from datamodules.errors import UserError
 from trainers import backbones
 from trainers.nets.speech_encoder import (
+    Alignment,
     SpeechEncoder,
+    TrainedPart,
     from_official,
     interpolate_features,
+    nearest_features,
     normalise,
     pair_features,
 )
@@ -31,9 +37,10 @@ def encoder(**changes) -> SpeechEncoder:
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
-@pytest.mark.parametrize("alignment", ["native", "interpolate", "pairs"])
-def test_a_clip_gives_the_same_alone_and_in_a_padded_batch(norm: str, alignment: str) -> None:
-    network = encoder(feat_extract_norm=norm, do_stable_layer_norm=norm == "layer")
+@pytest.mark.parametrize("kind", ["wav2vec2", "hubert", "wavlm"])
+@pytest.mark.parametrize("alignment", get_args(Alignment))
+def test_a_clip_gives_the_same_alone_and_in_a_padded_batch(kind: str, norm: str, alignment: Alignment) -> None:
+    network = encoder(model_type=kind, feat_extract_norm=norm, do_stable_layer_norm=norm == "layer")
     lengths = torch.tensor([16_000, 9_000, 1_600])
     frames = torch.tensor([24, 14, 2])
     audio = torch.randn(3, 16_000)
@@ -45,8 +52,9 @@ def test_a_clip_gives_the_same_alone_and_in_a_padded_batch(norm: str, alignment:
         torch.testing.assert_close(states[i, :count], alone[0], rtol=0, atol=1e-5)
 
 
-def test_native_states_are_those_of_transformers() -> None:
-    network = encoder()
+@pytest.mark.parametrize("kind", ["wav2vec2", "hubert", "wavlm"])
+def test_native_states_are_those_of_transformers(kind: str) -> None:
+    network = encoder(model_type=kind)
     audio = torch.randn(1, 8_000)
     states, _ = network(audio, torch.tensor([8_000]))
     torch.testing.assert_close(states, network.network(normalise(audio[0])[None]).last_hidden_state)
@@ -58,6 +66,57 @@ def test_alignments_give_the_promised_number_of_states() -> None:
     assert network(audio, lengths, "interpolate", torch.tensor([30]))[1] == 30
     assert network(audio, lengths, "pairs", torch.tensor([20]))[1] == 40
     assert network(audio, lengths, "pairs", torch.tensor([30]))[1] == 48
+    assert network(audio, lengths, "pair_states", torch.tensor([20]))[1] == 40
+    assert network(audio, lengths, "interpolate_states", torch.tensor([30]))[1] == 30
+    assert network(audio, lengths, "nearest", torch.tensor([30]))[1] == 30
+    assert network(audio, lengths, "resample_pairs", torch.tensor([30]))[1] == 60
+
+
+def test_states_are_aligned_after_the_transformer_saw_the_whole_clip() -> None:
+    network, audio, lengths = encoder(), torch.randn(1, 16_000), torch.tensor([16_000])
+    states, _ = network(audio, lengths)
+    frames = torch.tensor([20])
+    assert torch.equal(network(audio, lengths, "pair_states", frames)[0], states[:, :40])
+    torch.testing.assert_close(network(audio, lengths, "resample_pairs", frames)[0][0, [0, -1]], states[0, [0, -1]])
+    ramp = torch.arange(6.0)[:, None]
+    assert nearest_features(ramp, 3)[:, 0].tolist() == [1, 3, 5]
+    assert nearest_features(ramp, 12)[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
+@pytest.mark.parametrize(("part", "trained"), [("none", set()), ("upper", {"2"}), ("transformer", {"0", "1", "2"})])
+def test_parts_that_are_trained(part: TrainedPart, trained: set[str]) -> None:
+    network = encoder(num_hidden_layers=3)
+    network.train_part(part)
+    names = [name for name, parameter in network.network.named_parameters() if parameter.requires_grad]
+    assert {name.split(".")[2] for name in names if name.startswith("encoder.layers.")} == trained
+    assert not any(name.startswith("feature_extractor.") for name in names)
+    assert any(name.startswith("feature_projection.") for name in names) == (part == "transformer")
+
+
+def test_mel_energies_are_those_of_a_reference_and_of_a_clip_alone() -> None:
+    network = backbones.load("mel:40", "speech")
+    audio, lengths = torch.randn(2, 6_400), torch.tensor([6_400, 3_500])
+    states, counts = network(audio, lengths)
+    assert (states.shape, counts.tolist()) == ((2, 20, 40), [20, 10])
+    filters = mel_filter_bank(401, 40, 0, 8_000, 16_000, norm="slaney", mel_scale="slaney")
+    reference = spectrogram(
+        normalise(audio[0]).numpy(),
+        window_function(800, "hann"),
+        frame_length=800,
+        hop_length=320,
+        power=2.0,
+        pad_mode="constant",
+        mel_filters=filters,
+        mel_floor=1e-5,
+        log_mel="log",
+    )
+    torch.testing.assert_close(states[0], torch.from_numpy(reference.T[:20]).float(), rtol=1e-4, atol=1e-4)
+    alone, _ = network(audio[1:, :3_500], lengths[1:], "interpolate", torch.tensor([7]))
+    torch.testing.assert_close(network(audio, lengths, "interpolate", torch.tensor([13, 7]))[0][1, :7], alone[0])
+    with pytest.raises(UserError, match="mel energies have no weights"):
+        network.train_part("upper")
+    with pytest.raises(UserError, match="expected mel:<number of bands>"):
+        backbones.load("mel:wide", "speech")
     with pytest.raises(ValueError, match="number of frames"):
         network(audio, lengths, "pairs")
 
