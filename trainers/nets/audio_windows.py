@@ -35,6 +35,7 @@ class WindowMel(nn.Module):
     classes: tuple[str, ...] = ()
     classifier = None
     TRANSFORM, HANN = 2048, 800
+    filters: Tensor
 
     def __init__(self, bands: int) -> None:
         super().__init__()
@@ -111,9 +112,7 @@ class WindowEncoder(nn.Module):
     def __init__(self, bands: int = 80, width: int = 128, dim: int = 128, dropout: float = 0.2) -> None:
         super().__init__()
         self.convert_dimensions = nn.Conv1d(bands, width, kernel_size=5)
-        self.convs = nn.ModuleList(
-            nn.Conv1d(width, width, kernel_size=5, dilation=dilation) for dilation in self.DILATIONS
-        )
+        self.convs = nn.ModuleList(nn.Conv1d(width, width, 5, dilation=dilation) for dilation in self.DILATIONS)
         self.dropout = nn.Dropout(dropout)
         self.code = nn.Linear(width, dim)
         for convolution in (self.convert_dimensions, *self.convs):
@@ -130,8 +129,8 @@ class WindowEncoder(nn.Module):
             (B, N - 100, dim): code j is of the columns j ... j + 100.
         """
         x = leaky_relu(self.convert_dimensions(energies.mT), 0.2)
-        for convolution in self.convs:
-            cut = 2 * convolution.dilation[0]
+        for convolution, dilation in zip(self.convs, self.DILATIONS, strict=True):
+            cut = 2 * dilation
             x = (x[..., cut:-cut] + self.dropout(leaky_relu(convolution(x), 0.2))) / 2
         return self.code(x.mT)
 
