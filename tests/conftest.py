@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 from safetensors.numpy import save
 
+from datamodules.demo.talking import named_regions
+from datamodules.demo.visemes import EMOTIONS
+from datamodules.head import Head
 from datamodules.shards import Manifest, Sample, npy_bytes, write_atomic, write_shard
 from trainers import backbones
 from trainers.nets.face_encoders import AttributeClassifier, IdentityEncoder, PerceptualDistance
@@ -149,6 +152,77 @@ def faces_root(tmp_path_factory) -> Path:
 def talking_root(tmp_path_factory) -> Path:
     """Two training subjects, one for val and one for test, three clips each."""
     return build_talking(tmp_path_factory.mktemp("talking"))
+
+
+HEAD_SUBJECTS = {"train": ["F1", "M1", "F2", "M2", "F3", "M3", "F4", "M4"], "val": ["F5"], "test": ["F6"]}
+
+
+def head_sample(subject: str, number: int, frames: int) -> Sample:
+    """A hum whose loudness opens the jaw, while the other controls move slowly and at random."""
+    head, rng = Head.load(), np.random.default_rng(number)
+    time = np.arange(frames) / FPS
+    loudness = np.abs(np.sin(6 * time + number))
+    weights = 0.15 * (1 + np.sin(3 * time[:, None] + rng.uniform(0, 6, len(head.units))))
+    weights[:, head.units.index("jawOpen")] = loudness
+    weights = weights.astype(np.float16)
+    offsets = np.tensordot(weights.astype(np.float32), head.unit_deltas, axes=1)
+    moments = np.arange(frames * RATE // FPS) / RATE
+    hum = 0.3 * np.interp(moments, time, loudness) * np.sin(2 * np.pi * (120 + 10 * number) * moments)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, hum + 0.01 * rng.standard_normal(len(hum)), RATE, format="WAV", subtype="PCM_16")
+    half = round(frames / FPS / 2, 3)
+    labels = {
+        "subject": subject,
+        "transcript": "Did Anna?",
+        "words": [["Did", 0.0, half], ["Anna?", half, frames / FPS]],
+        "phonemes": [["d", 0.0, half], ["m", half, frames / FPS]],
+        "emotion": EMOTIONS[number % len(EMOTIONS)],
+        "intensity": number % 3,
+    }
+    members = {
+        "offsets.npy": npy_bytes(offsets.astype(np.float16)),
+        "wav": buffer.getvalue(),
+        "json": json.dumps(labels).encode(),
+        "weights.npy": npy_bytes(weights),
+        "pose.npy": npy_bytes(0.05 * np.sin(time[:, None] * [1.0, 2.0, 3.0] + number).astype(np.float32)),
+    }
+    return Sample(f"{subject}-{number:03d}", frames, members)
+
+
+@pytest.fixture(scope="session")
+def head_root(tmp_path_factory) -> Path:
+    """Two clips of each of eight training subjects, two for val, four for test: one to two seconds each."""
+    head = Head.load()
+    numbers = iter(range(1000))
+
+    def clips(subjects: list[str], each: int) -> list[Sample]:
+        drawn = [(subject, next(numbers)) for subject in subjects for _ in range(each)]
+        return [head_sample(subject, number, 30 + 6 * (number % 4)) for subject, number in drawn]
+
+    everyone = [subject for subjects in HEAD_SUBJECTS.values() for subject in subjects]
+    regions = named_regions(head)
+    neutral = head.identity({})[: head.exterior]
+    templates = {subject: (neutral * (1 + 0.01 * i)).astype(np.float32) for i, subject in enumerate(everyone)}
+    fields = {
+        "fps": FPS,
+        "sample_rate": RATE,
+        "unit": "metre",
+        "topology": "demo-head",
+        "vertices": head.exterior,
+        "subjects": everyone,
+        "train_subjects": HEAD_SUBJECTS["train"],
+        "emotions": list(EMOTIONS),
+        "intensities": [0.4, 0.7, 1.0],
+        "controls": head.units,
+        "regions": list(regions),
+    }
+    files = {
+        "templates.safetensors": save(templates),
+        "topology.safetensors": save({"triangles": head.triangles.astype(np.int32), **regions}),
+    }
+    each = {"train": 2, "val": 2, "test": 4}
+    splits = {split: [clips(subjects, each[split])] for split, subjects in HEAD_SUBJECTS.items()}
+    return write_data_set(tmp_path_factory.mktemp("head"), "talking-heads", fields, splits, files)
 
 
 @pytest.fixture(scope="session")
