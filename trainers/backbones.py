@@ -16,6 +16,7 @@ The kinds, and what each gives:
 ``clip``        ``.encode_image``: image -> (B, D); ``.encode_text``: captions -> (B, D)
 ``landmarks``   image -> (B, 68, 2), x and y in pixels
 ``speech``      :class:`trainers.nets.speech_encoder.SpeechEncoder`; ``mel:80`` gives log-mel energies in its form
+``text``        :class:`trainers.nets.text_encoder.TextEncoder`: lists of words -> one state for each word
                 (``mel100:80`` those of :class:`trainers.nets.audio_windows.WindowMel`, at 100 Hz)
 =============  ==========================================================================================
 
@@ -47,6 +48,7 @@ CLASSES = {
     "identity": "trainers.nets.face_encoders:IdentityEncoder",
     "perceptual": "trainers.nets.face_encoders:PerceptualDistance",
     "speech": "trainers.nets.speech_encoder:SpeechEncoder",
+    "text": "trainers.nets.text_encoder:TextEncoder",
     "features": "trainers.nets.extractors:InceptionFeatures",
     "clip": "trainers.nets.extractors:CLIPEncoder",
     "landmarks": "trainers.nets.extractors:DlibLandmarks",
