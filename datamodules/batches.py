@@ -47,6 +47,38 @@ class FaceBatch:
 
 
 @dataclass
+class PromptBatch:
+    """Descriptions of expressions.
+
+    Attributes:
+        key: sample keys, length B.
+        text: B prompts.
+        emotion: (B,) int64, index into the manifest's ``emotions``.
+        weights: (B, C) float32 rig controls in [0, 1], in the order of the manifest's ``controls``.
+        image: (B, 3, H, W) float32 in [-1, 1], somebody with the expression; (B, 3, 0, 0) where the data has none.
+        captions: B lists of captions of the images; empty lists where the data has none.
+        features: feature column -> (B, ...) float32.
+        real: (B,) bool, False for a stand-in; all True where it is not given.
+    """
+
+    key: list[str]
+    text: list[str]
+    emotion: Tensor
+    weights: Tensor
+    image: Tensor
+    captions: list[list[str]]
+    features: dict[str, Tensor] = field(default_factory=dict)
+    real: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.real is None:
+            self.real = torch.ones(len(self.key), dtype=torch.bool)
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+
+@dataclass
 class SpeechBatch:
     """Talking-head clips, padded at the end to the longest of the batch.
 

@@ -32,6 +32,7 @@ from datamodules.stream import BatchPlan, ShardReader
 SPLITS = ("train", "val", "test")
 FIELDS = {
     "faces": ("size", "attributes", "mask_classes"),
+    "expression-prompts": ("controls", "emotions"),
     "talking-heads": (
         "fps",
         "sample_rate",
@@ -479,7 +480,7 @@ def _strange(data: Any, shard: Shard, number: int, sample: dict[str, Any]) -> It
             yield f"subject '{sample['subject']}' is not among the manifest's train_subjects"
         if sample["weights"].shape[1] != len(fields["controls"]):
             yield f"{sample['weights'].shape[1]} rig controls, but the manifest names {len(fields['controls'])}"
-    else:
+    elif data.kind == "faces":
         if len(sample["attributes"]) != len(fields["attributes"]):
             yield f"{len(sample['attributes'])} attributes, but the manifest names {len(fields['attributes'])}"
         highest = int(sample["mask"].max()) if sample["mask"].numel() else 0

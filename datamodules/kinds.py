@@ -6,11 +6,14 @@ from typing import Any
 from datamodules.datamodule import ShardDataModule
 from datamodules.errors import BadSample, UserError
 from datamodules.faces import FaceDataModule
+from datamodules.prompts import PromptDataModule
 from datamodules.shards import Manifest
 from datamodules.speech import SpeechDataModule
 from datamodules.stream import ShardReader
 
-MODULES: dict[str, type[ShardDataModule]] = {module.kind: module for module in (FaceDataModule, SpeechDataModule)}
+MODULES: dict[str, type[ShardDataModule]] = {
+    module.kind: module for module in (FaceDataModule, SpeechDataModule, PromptDataModule)
+}
 
 
 def open_data(root: str | Path, batch_size: int | None = 1, **settings: Any) -> ShardDataModule:

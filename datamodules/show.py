@@ -23,6 +23,7 @@ from rich.table import Table
 from datamodules.draw import drawer, png_bytes
 from datamodules.faces import FaceDataModule
 from datamodules.kinds import open_data, read_sample
+from datamodules.prompts import PromptDataModule
 from datamodules.shards import write_atomic
 from datamodules.speech import SpeechDataModule
 from datamodules.stream import ShardReader
@@ -68,7 +69,8 @@ def write_sheet(root: str | Path, split: str, samples: int, out: Path) -> Sheet:
     data = open_data(root)
     where = [(shard, number) for shard in data.manifest.split(split) for number in range(len(shard.keys))]
     chosen = np.linspace(0, len(where) - 1, min(samples, len(where))).round().astype(int)
-    draw: Any = clip_card if data.kind == "talking-heads" else face_card
+    drawings: dict[str, Any] = {"talking-heads": clip_card, "faces": face_card, "expression-prompts": prompt_card}
+    draw = drawings[data.kind]
     cards = []
     for index in chosen.tolist():
         shard, number = where[index]
@@ -115,6 +117,18 @@ def face_card(data: FaceDataModule, sample: dict[str, Any]) -> Card:
     if sample["captions"]:
         facts["caption"] = sample["captions"][0]
     return Card(sample["key"], facts, np.concatenate([np.asarray(image) for image in images], axis=1))
+
+
+def prompt_card(data: PromptDataModule, sample: dict[str, Any]) -> Card:
+    """A prompt with its strongest controls, and its picture or a bar for each control."""
+    weights = sample["weights"].numpy()
+    strongest = [i for i in np.argsort(-weights, kind="stable")[:4] if weights[i] > 0]
+    facts = {"prompt": sample["text"], "emotion": data.emotions[sample["emotion"]]}
+    facts["controls"] = ", ".join(f"{data.controls[i]} {weights[i]:.2f}" for i in strongest) or "none"
+    if data.size:
+        pixels = ((sample["image"].permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
+        return Card(sample["key"], facts, np.asarray(Image.fromarray(pixels).resize((FACE, FACE))))
+    return Card(sample["key"], facts, _draw_controls(weights[None], FACE, FACE))
 
 
 def class_colours(count: int) -> np.ndarray:

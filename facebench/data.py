@@ -15,10 +15,13 @@ def demo(
     size: int = 64,
     subjects: int = 12,
     sentences: int = 24,
+    prompts: int = 3300,
     seed: int = 0,
     processes: int | None = None,
 ) -> None:
-    """Builds the demo corpus: rendered faces and talking heads from a CC0 head and a speech synthesiser.
+    """Builds the demo corpus: rendered faces, talking heads and described expressions.
+
+    They come from a CC0 head and a speech synthesiser.
 
     A build that was interrupted goes on where it stopped; a finished one is left as it is.
 
@@ -26,36 +29,39 @@ def demo(
         facebench data demo --out data/demo
 
     Args:
-        out: folder to write; gets the folders faces/ and talking/.
+        out: folder to write; gets the folders faces/, talking/ and prompts/.
         faces: number of face images (8/11 train, 1/11 val, 2/11 test); 0 for none.
         size: height and width of the images in pixels, up to 512.
         subjects: number of talking heads (2/3 train, 1/6 val, 1/6 test); 0 for none.
         sentences: sentences each of them speaks.
+        prompts: number of described expressions (8/11 train, 1/11 val, 2/11 test); 0 for none.
         seed: another seed is another corpus.
         processes: parallel processes, by default one per core.
     """
     from datamodules.demo.faces import build_faces
+    from datamodules.demo.prompts import build_prompts
     from datamodules.demo.talking import build_talking
 
-    if faces:
-        val = faces // 11
-        test = 2 * val
-        build_faces(
-            Path(out) / "faces",
-            train=faces - val - test,
-            val=val,
-            test=test,
-            size=size,
-            seed=seed,
-            processes=processes,
-        )
+    for name, build, count in (("faces", build_faces, faces), ("prompts", build_prompts, prompts)):
+        if count:
+            val = count // 11
+            test = 2 * val
+            build(
+                Path(out) / name,
+                train=count - val - test,
+                val=val,
+                test=test,
+                size=size,
+                seed=seed,
+                processes=processes,
+            )
     if subjects:
         build_talking(Path(out) / "talking", subjects=subjects, sentences=sentences, seed=seed, processes=processes)
 
 
 # Each but the first is the module of that name in datamodules.sources.
 SOURCES = {
-    "demo": "the demo corpus: rendered faces, talking heads from a speech synthesiser",
+    "demo": "the demo corpus: rendered faces, talking heads from a speech synthesiser, described expressions",
     "ffhq": "FFHQ, with FFHQ-Aging's labels if they are there",
     "celeba": "CelebA: attributes, identities, landmarks",
     "celebahq": "CelebA-HQ / CelebAMask-HQ: attributes and masks",
