@@ -102,12 +102,12 @@ def test_batch_gives_what_its_clips_give_alone(talking_root, speech_backbone) ->
         torch.testing.assert_close(together[i, : batch.lengths[i]], model.animate(clip)[0], rtol=0, atol=1e-6)
         terms = model.losses(model.motion(model.hear(clip), model.style(clip)), clip)
         for name, value in terms.items():
-            sums[name] = sums[name] + value * (batch.lengths[i] - (name == "velocity"))
+            sums[name] = sums[name] + value * (batch.lengths[i] - int(name == "velocity"))
     frames = batch.lengths.sum()
     terms = model.losses(model.motion(model.hear(batch), model.style(batch)), batch)
     assert terms.keys() == sums.keys()
     for name, value in terms.items():
-        torch.testing.assert_close(value, sums[name] / (frames - len(batch) * (name == "velocity")))
+        torch.testing.assert_close(value, sums[name] / (frames - len(batch) * int(name == "velocity")))
 
 
 def test_prediction_does_not_see_the_truth_and_takes_a_minute(talking_root, speech_backbone) -> None:
