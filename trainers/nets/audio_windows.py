@@ -134,7 +134,9 @@ class WindowEncoder(nn.Module):
             x = (x[..., cut:-cut] + self.dropout(leaky_relu(convolution(x), 0.2))) / 2
         return self.code(x.mT)
 
-    def at_frames(self, energies: Tensor, lengths: Tensor, frames: int, fps: float) -> Tensor:
+    def at_frames(
+        self, energies: Tensor, lengths: Tensor, frames: int, fps: float, first: Tensor | None = None
+    ) -> Tensor:
         """Codes of the windows nearest to the middle of each frame.
 
         Args:
@@ -142,13 +144,19 @@ class WindowEncoder(nn.Module):
             lengths: (B,) int64, how many of N are real.
             frames: T.
             fps: frames per second.
+            first: (B,) int64, the frame to begin with, where only a part of a clip is wanted; 0 where not given.
 
         Returns:
             (B, T, dim). Frames after the end of the sound get its last window.
         """
-        codes = self(energies)
-        nearest = (frame_middles(frames, fps).to(codes.device) * COLUMN_RATE).round().long()
-        return codes.take_along_dim(nearest.minimum((lengths - WINDOW)[:, None])[..., None], dim=1)
+        middles = frame_middles(frames, fps).to(energies.device)
+        if first is not None:
+            middles = middles + first[:, None] / fps
+        nearest = (middles * COLUMN_RATE).round().long().minimum((lengths - WINDOW)[:, None])
+        start = nearest[:, :1]
+        columns = start + torch.arange(int((nearest - start).max()) + WINDOW, device=energies.device)
+        codes = self(energies.take_along_dim(columns.clamp(max=energies.shape[1] - 1)[..., None], dim=1))
+        return codes.take_along_dim((nearest - start)[..., None], dim=1)
 
 
 def frame_middles(frames: int, fps: float) -> Tensor:
