@@ -18,6 +18,8 @@ class Rig(nn.Module):
         offsets: (C, V, 3) float32, metres: what a control at 1 moves; None where only the controls are known.
     """
 
+    offsets: Tensor | None
+
     def __init__(self, controls: list[str], offsets: Tensor | None = None) -> None:
         super().__init__()
         self.controls = controls
