@@ -225,6 +225,31 @@ def head_root(tmp_path_factory) -> Path:
     return write_data_set(tmp_path_factory.mktemp("head"), "talking-heads", fields, splits, files)
 
 
+def prompt_sample(number: int, size: int = 32) -> Sample:
+    """Even prompts are happy and close, odd ones are sad and open; a picture is ten times as bright as its number."""
+    labels = {
+        "text": f"prompt {number}",
+        "emotion": ["happy", "sad"][number % 2],
+        "aus": {},
+        "captions": [f"caption {number}"],
+    }
+    members = {
+        "json": json.dumps(labels).encode(),
+        "weights.npy": npy_bytes(np.array([number % 2, 1 - number % 2], np.float32)),
+        "png": png(np.full((size, size, 3), 10 * number, np.uint8)),
+    }
+    return Sample(f"prompt-{number:03d}", 1, members)
+
+
+@pytest.fixture(scope="session")
+def prompts_root(tmp_path_factory) -> Path:
+    """8 train, 2 val and 4 test prompts with pictures of 32 pixels, for the controls of the tiny talking heads."""
+    fields = {"controls": ["open", "close"], "emotions": ["happy", "sad"], "size": 32}
+    numbers = {"train": range(8), "val": range(8, 10), "test": range(10, 14)}
+    splits = {split: [[prompt_sample(i) for i in those]] for split, those in numbers.items()}
+    return write_data_set(tmp_path_factory.mktemp("prompts"), "expression-prompts", fields, splits)
+
+
 @pytest.fixture(scope="session")
 def voca_config(talking_root, tmp_path_factory) -> Path:
     """A config that trains VOCA on the tiny talking heads in a second, with dropout-free but random batches."""

@@ -146,7 +146,8 @@ def _load_file(path: Path, kind: str) -> nn.Module:
     # An attribute classifier gives features as well.
     if (metadata["kind"], kind) != ("attributes", "features") and metadata["kind"] != kind:
         raise UserError(f"{path}: weights of kind '{metadata['kind']}', expected '{kind}'")
-    network = _class(metadata["kind"])(**metadata["init"])
+    make = _class(metadata["kind"])
+    network = getattr(make, "from_config", make)(**metadata["init"])
     with safe_open(path, framework="pt") as file:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     try:

@@ -11,7 +11,7 @@ from urllib.error import URLError
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPProcessor
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from datamodules.errors import UserError
 
@@ -122,6 +122,23 @@ class CLIPEncoder(nn.Module):
         super().__init__()
         self.model = model
         self.processor = processor
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], vocabulary: dict[str, int], merges: list[str]) -> "CLIPEncoder":
+        """A network with random weights, to be trained or filled; pixels reach it in [-1, 1].
+
+        Args:
+            config: arguments of transformers' ``CLIPConfig``.
+            vocabulary: token -> number.
+            merges: of the byte pairs, most frequent first, each two tokens with a space between.
+        """
+        model = CLIPModel(CLIPConfig(**config))
+        sizes: Any = model.config
+        side, length = sizes.vision_config.image_size, sizes.text_config.max_position_embeddings
+        settings: Any = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+        images = CLIPImageProcessor(**settings, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+        pairs: Any = [tuple(merge.split(" ")) for merge in merges]
+        return cls(model, CLIPProcessor(images, CLIPTokenizer(vocabulary, pairs, model_max_length=length)))
 
     @classmethod
     def from_hub(cls, name: str) -> nn.Module:
