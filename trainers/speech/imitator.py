@@ -97,7 +97,7 @@ class Imitator(SpeechToMesh):
         closure_weight: float = 5.0,
         closure_width: float = 0.05,
         lip_weight: float = 0.0,
-        adaptation_steps: list[int] | None = None,
+        adaptation_steps: list[int] = [100, 100],  # noqa: B006 - read only; jsonargparse needs a plain default
         adaptation_lr: float = 1e-2,
         unit: float = 1.0,
         lr: float = 1e-4,
@@ -109,9 +109,9 @@ class Imitator(SpeechToMesh):
         self.closure_weight = closure_weight
         self.closure_width = closure_width
         self.lip_weight = lip_weight
-        self.adaptation_steps = [100, 100] if adaptation_steps is None else adaptation_steps
-        if len(self.adaptation_steps) != 2:
+        if len(adaptation_steps) != 2:
             raise UserError(f"model.adaptation_steps: {adaptation_steps}, expected two numbers, one for each stage")
+        self.adaptation_steps = adaptation_steps
         self.adaptation_lr = adaptation_lr
         self.unit = unit
         self.lr = lr
@@ -173,9 +173,7 @@ class Imitator(SpeechToMesh):
                 for _ in range(steps):
                     optimizer.zero_grad()
                     offsets = motion(visemes, style)
-                    loss = reconstruction_loss(offsets, target, real)
-                    loss = loss + self.velocity_weight * velocity_loss(offsets, target, real)
-                    loss.backward()
+                    torch.stack(self.motion_losses(offsets - target, real)).sum().backward()
                     optimizer.step()
         code = motion.style(style[:1]).detach()
         motion.style.weight.data.copy_(code.T.expand_as(motion.style.weight))
@@ -200,20 +198,22 @@ class Imitator(SpeechToMesh):
         Raises:
             UserError: the closures are weighted, and a clip has no phoneme times.
         """
-        target, real = self._target(batch), batch.frame_mask
-        terms = {
-            "reconstruction": reconstruction_loss(offsets, target, real),
-            "velocity": self.velocity_weight * velocity_loss(offsets, target, real),
-        }
+        residual, real = offsets - self._target(batch), batch.frame_mask
+        reconstruction, velocity = self.motion_losses(residual, real)
+        terms = {"reconstruction": reconstruction, "velocity": velocity}
         if self.closure_weight:
             weights = self.closure_weight * closure_weights(batch, self.closure_width)
-            terms["closure"] = reconstruction_loss(offsets, target, real, weights)
+            terms["closure"] = (weights * frame_errors(residual))[real].mean()
         if self.lip_weight:
-            lips = torch.zeros(self.num_vertices, device=offsets.device)
-            lips[self.lips] = 1.0
-            lips = lips.repeat_interleave(3)
-            terms["lips"] = self.lip_weight * reconstruction_loss(offsets * lips, target * lips, real)
+            # Officially the other vertices count as zero, so the mean is over all.
+            lips = frame_errors(residual.unflatten(-1, (-1, 3))[:, :, self.lips].flatten(2))[real].mean()
+            terms["lips"] = self.lip_weight * lips * len(self.lips) / self.num_vertices
         return terms
+
+    def motion_losses(self, residual: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruction and weighted velocity of what is predicted minus what is true, (B, T, V·3)."""
+        velocity = frame_errors(residual.diff(dim=1))[real[:, 1:]].mean()
+        return frame_errors(residual)[real].mean(), self.velocity_weight * velocity
 
     def _target(self, batch: SpeechBatch) -> Tensor:
         return ((batch.vertices - batch.template[:, None]) / self.unit).flatten(2)
@@ -313,22 +313,9 @@ class MotionDecoder(nn.Module):
         return self.last(self.hidden(styled))
 
 
-def reconstruction_loss(predicted: Tensor, target: Tensor, real: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean squared error over real frames, each frame weighted where weights are given.
-
-    Args:
-        predicted: (B, T, D).
-        target: (B, T, D).
-        real: (B, T) bool.
-        weights: (B, T).
-    """
-    error = (predicted - target).square().mean(-1)
-    return (error if weights is None else error * weights)[real].mean()
-
-
-def velocity_loss(predicted: Tensor, target: Tensor, real: Tensor) -> Tensor:
-    """Mean squared error of the differences of consecutive real frames; arguments as in :func:`reconstruction_loss`."""
-    return reconstruction_loss(predicted.diff(dim=1), target.diff(dim=1), real[:, 1:])
+def frame_errors(residual: Tensor) -> Tensor:
+    """Mean of squares of each frame: (B, T, D) to (B, T)."""
+    return residual.square().mean(-1)
 
 
 def closure_weights(batch: SpeechBatch, width: float) -> Tensor:

@@ -9,7 +9,7 @@ from datamodules.errors import UserError
 from datamodules.speech import SpeechDataModule
 from trainers import backbones
 from trainers.nets.speech_encoder import SpeechEncoder
-from trainers.speech.imitator import Imitator, VisemeTransformer, closure_weights, reconstruction_loss, velocity_loss
+from trainers.speech.imitator import Imitator, VisemeTransformer, closure_weights
 from trainers.tasks import load_system
 
 
@@ -82,13 +82,20 @@ def test_closure_weights_are_one_in_a_bilabial_and_fall_off_as_a_bell() -> None:
         closure_weights(clips([[("m", 0.0, 0.1)], []]), width=0.1)
 
 
-def test_losses_by_hand() -> None:
-    predicted = torch.tensor([[[0.0, 0.0], [1.0, 1.0], [9.0, 9.0]]])
-    target = torch.tensor([[[2.0, 0.0], [1.0, 3.0], [0.0, 0.0]]])
-    real = torch.tensor([[True, True, False]])
-    assert reconstruction_loss(predicted, target, real) == 2.0  # means of (4, 0) and (0, 4)
-    assert reconstruction_loss(predicted, target, real, torch.tensor([[3.0, 0.5, 1.0]])) == (3 * 2 + 0.5 * 2) / 2
-    assert velocity_loss(predicted, target, real) == (2.0**2 + 2.0**2) / 2  # differences (1, 1) and (-1, 3)
+def test_losses_by_hand(speech_backbone) -> None:
+    model = system(speech_backbone, num_vertices=2, unit=1.0, velocity_weight=2.0, closure_weight=4.0, lip_weight=0.5)
+    model.lips = torch.tensor([1])
+    batch = clips([[("b", 0.1, 0.2)]], frames=3)
+    batch.lengths = torch.tensor([2])
+    batch.audio_lengths = torch.tensor([3200])
+    batch.template = torch.ones(1, 2, 3)
+    batch.vertices = torch.ones(1, 3, 2, 3)
+    offsets = torch.tensor([[[6.0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 12.0], [99.0] * 6]])
+    terms = model.losses(offsets, batch)
+    assert terms["reconstruction"] == (36 / 6 + 144 / 6) / 2
+    assert terms["velocity"] == 2 * (36 + 144) / 6
+    torch.testing.assert_close(terms["closure"], torch.tensor(4 * (36 / 6 * math.exp(-0.5) + 144 / 6) / 2))
+    assert terms["lips"] == 0.5 * (144 / 6) / 2
 
 
 def test_batch_gives_what_its_clips_give_alone(talking_root, speech_backbone) -> None:
