@@ -21,13 +21,16 @@ def report(
         over: what error bars draw beside seeds: samples (clips, images) or the people in them, drawn whole; by
             default what the protocol says.
     """
+    from sweeps.claims import judge, print_verdicts, read_claims
     from sweeps.leaderboard import leaderboard, print_tables
     from sweeps.report import write_report
     from sweeps.results import read_results
 
     results = suite / "results.jsonl"
     page = write_report(results, out or suite / "report", assets, over)
-    print_tables(leaderboard(read_results(results), over))
+    lines = read_results(results)
+    print_tables(leaderboard(lines, over))
+    print_verdicts(judge(read_claims(suite), lines), lines[0].data["name"])
     print(f"report: {page}\nresults: {results}")
 
 

@@ -9,12 +9,13 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 
 from datamodules.shards import Manifest, write_atomic
+from datamodules.speech import SpeechDataModule
 from metrics.protocols import Protocol
 from metrics.scoring import Scores
 from sweeps.bounds import bounds
@@ -25,6 +26,9 @@ from sweeps.score import score
 from sweeps.suite import PROGRESS, Cell
 from trainers.cli import LAST, RunCLI, code_commit, peak_memory_mb
 from trainers.predictions import DESCRIPTION, read_description
+from trainers.tasks import SpeechToMesh, load_system
+
+SERIES = "series.json"
 
 
 class ProgressLines(pl.Callback):
@@ -88,6 +92,8 @@ def run_system(cell: Cell, protocol: Protocol, folder: Path) -> tuple[dict[str, 
     run = folder / "run"
     predictions = run / "predictions"
     common = ["--config", cell.config, "--run", str(run), "--data.init_args.root", cell.root]
+    for name, value in cell.changes.items():
+        common += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     common += ["--seed_everything", str(cell.seed), "--trainer.enable_progress_bar", "false"]
     common += ["--trainer.callbacks+", "sweeps.cell.ProgressLines"]
     if not (predictions / DESCRIPTION).is_file():
@@ -100,14 +106,17 @@ def run_system(cell: Cell, protocol: Protocol, folder: Path) -> tuple[dict[str, 
         model = RunCLI(["predict", *common, *predict]).model
         parameters = sum(parameter.numel() for parameter in model.parameters())
         write_atomic(run / "costs.json", json.dumps({"parameters": parameters, "memory": peak_memory_mb()}).encode())
+    if not (run / SERIES).is_file():
+        print(f"{PROGRESS}1.0 measure", flush=True)
+        write_atomic(run / SERIES, json.dumps(measure(cell, run / LAST)).encode())
     print(f"{PROGRESS}1.0 score", flush=True)
     scores, bound = score(predictions, cell.root, protocol)
     description = read_description(predictions)
     costs = json.loads((run / "costs.json").read_text())
     state = torch.load(run / LAST, map_location="cpu", weights_only=True)
     row = {
-        "system": description["system"],
-        "title": description["title"],
+        "system": cell.system,
+        "title": description["title"] if cell.system == description["system"] else cell.system,
         "role": "system",
         "costs": {
             "parameters": costs["parameters"],
@@ -118,7 +127,16 @@ def run_system(cell: Cell, protocol: Protocol, folder: Path) -> tuple[dict[str, 
         },
         "media": write_media(cell.task, predictions, cell.root, folder) if cell.media else {},
     }
+    row["series"] = json.loads((run / SERIES).read_text())
     return row, scores, bound
+
+
+def measure(cell: Cell, checkpoint: Path) -> dict[str, dict[str, float]]:
+    """What the trained system measures of itself for the claims of its paper; nothing for most tasks."""
+    if cell.task != "speech-to-mesh":
+        return {}
+    system = cast("SpeechToMesh", load_system(checkpoint))
+    return system.measurements(SpeechDataModule(cell.root, batch_size=8))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from huggingface_hub.repocard_data import EvalResult
 from jinja2 import Environment, PackageLoader
 
 from datamodules.shards import write_atomic
+from sweeps.claims import Verdict, format_difference
 from sweeps.leaderboard import (
     COSTS,
     TASKS,
@@ -36,7 +37,11 @@ from trainers.tasks import SystemInfo
 
 
 def write_exports(
-    tables: Sequence[Table], reported: Sequence[Reported], infos: Mapping[str, SystemInfo], out: Path
+    tables: Sequence[Table],
+    reported: Sequence[Reported],
+    verdicts: Sequence[Verdict],
+    infos: Mapping[str, SystemInfo],
+    out: Path,
 ) -> None:
     """Writes ``leaderboard.csv``, ``.md``, ``.tex`` and, for each system, a folder below ``cards``.
 
@@ -46,11 +51,12 @@ def write_exports(
     Args:
         tables: of one results file.
         reported: what others reported on the tasks of these tables.
+        verdicts: what the papers' claims came to.
         infos: what is known of each system, by name.
         out: folder to write.
     """
     write_atomic(out / "leaderboard.csv", to_csv(tables).encode())
-    write_atomic(out / "leaderboard.md", to_markdown(tables, reported).encode())
+    write_atomic(out / "leaderboard.md", to_markdown(tables, reported, verdicts).encode())
     write_atomic(out / "leaderboard.tex", to_latex(tables).encode())
     for system in systems_of(tables):
         folder = out / "cards" / slug(system)
@@ -102,8 +108,8 @@ def to_csv(tables: Iterable[Table]) -> str:
 # Markdown
 
 
-def to_markdown(tables: Iterable[Table], reported: Sequence[Reported] = ()) -> str:
-    """For each table its scores, what stands behind each, its comparisons, and what others reported, apart."""
+def to_markdown(tables: Iterable[Table], reported: Sequence[Reported] = (), verdicts: Sequence[Verdict] = ()) -> str:
+    """For each table its scores, what stands behind each, its comparisons; then claims, and what others reported."""
     parts = []
     for table in tables:
         costs = _cost_names(table)
@@ -134,6 +140,10 @@ def to_markdown(tables: Iterable[Table], reported: Sequence[Reported] = ()) -> s
             lines += ["", f"{column.title}, paired comparisons (Holm-corrected):", ""]
             lines += [f"- {_markdown(describe(pair, table, column))}" for pair in pairs]
         parts.append("\n".join([*lines, ""]))
+    if verdicts:
+        rows = [[*map(_markdown, (v.claim.text, v.claim.comparison, format_difference(v))), v.word] for v in verdicts]
+        table = _markdown_table(["Claim", "Compared", "Difference [95 %]", "Verdict"], rows)
+        parts.append("\n".join(["## What the papers claim", "", *table, ""]))
     if reported:
         parts.append(_markdown_reported(reported))
     return "\n".join(parts)

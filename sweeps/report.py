@@ -22,6 +22,8 @@ from datamodules.errors import UserError
 from datamodules.shards import write_atomic
 from metrics.statistics import Interval
 from sweeps import leaderboard as board
+from sweeps.claims import format_difference as format_claim
+from sweeps.claims import judge, read_claims
 from sweeps.exports import slug, systems_of, write_exports
 from sweeps.leaderboard import Column, Row, Table
 from sweeps.reported import BASES, read_reported
@@ -53,7 +55,8 @@ def write_report(results: Path, out: Path, assets: bool = False, over: str | Non
     tables = board.leaderboard(lines, over)
     tasks = {table.task for table in tables}
     reported = [number for number in read_reported() if number.task in tasks]
-    write_exports(tables, reported, {name: system.info for name, system in registry().items()}, out)
+    verdicts = judge(read_claims(results.parent), lines)
+    write_exports(tables, reported, verdicts, {name: system.info for name, system in registry().items()}, out)
 
     def source(file: str) -> str:
         return media_source(results.parent / file, out / "assets" if assets else None)
@@ -63,6 +66,8 @@ def write_report(results: Path, out: Path, assets: bool = False, over: str | Non
     )
     page = environment.get_template("report.html").render(
         sections=[section(table, number, source) for number, table in enumerate(tables)],
+        verdicts=verdicts,
+        format_claim=format_claim,
         reported={task: [number for number in reported if number.task == task] for task in tasks},
         bases=BASES,
         data_names=sorted({line.data["name"] for line in lines}),

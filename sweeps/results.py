@@ -37,6 +37,7 @@ class Result:
         media: ``videos`` (the truth beside the prediction) and ``strips`` (edits): lists of ``{"key", "file",
             "caption"}`` with the sample's key and the file's path relative to the results.
         people: who is in each sample (subject or identity), by key: what error bars over people draw.
+        series: what the system measured of itself for the claims of its paper: series name to sample to number.
         dropped_frames: frames that the protocol's length rule cut off, by clip.
         run: the run's folder, relative to the results.
         code: commit of the code.
@@ -54,6 +55,7 @@ class Result:
     curve: list[dict[str, Any]] = field(default_factory=list)
     costs: dict[str, Any] = field(default_factory=dict)
     media: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    series: dict[str, dict[str, float]] = field(default_factory=dict)
     dropped_frames: dict[str, int] = field(default_factory=dict)
     people: dict[str, str] = field(default_factory=dict)
     run: str = ""
@@ -112,7 +114,9 @@ def _parse(line: str, where: str) -> Result:
     strange = [name for name in raw if name not in known]
     if strange:
         raise UserError(f"{where}: field '{strange[0]}' is not known; known: {', '.join(known)}")
-    _check(raw, where, _TYPES, optional={"curve", "costs", "media", "dropped_frames", "people", "run", "code"})
+    _check(
+        raw, where, _TYPES, optional={"curve", "costs", "media", "series", "dropped_frames", "people", "run", "code"}
+    )
     _check(raw["data"], f"{where}, data", {"name": str, "sha256": str})
     _check(raw["protocol"], f"{where}, protocol", {"name": str, "id": str, "spec": dict})
     if raw["role"] not in ROLES:
@@ -145,6 +149,7 @@ _TYPES = {
     "curve": list,
     "costs": dict,
     "media": dict,
+    "series": dict,
     "dropped_frames": dict,
     "people": dict,
     "run": str,

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import trainers
 from datamodules.errors import UserError
 from datamodules.shards import Manifest, write_atomic
 from metrics.protocols import Protocol
+from sweeps.claims import Claim, write_claims
 from sweeps.results import read_results, write_results
 from trainers import backbones
 from trainers.tasks import registry
@@ -43,6 +44,8 @@ class Cell:
         title: what the progress bar says.
         task: its task.
         config: config file of the system.
+        changes: dotted field of the config -> value, where the suite changes it.
+        system: name of the row: the system's, or the suite's for a changed one.
         bounds: scores the floors and ceilings of the task instead of training the system.
         seed: training seed.
         root: data folder.
@@ -54,6 +57,8 @@ class Cell:
     title: str
     task: str
     config: str
+    changes: dict[str, Any]
+    system: str
     bounds: bool
     seed: int
     root: str
@@ -62,13 +67,50 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A system of a suite: a config file, alone or with changes.
+
+    Attributes:
+        config: the file.
+        name: of a changed one; distinguishes it in every table.
+        changes: dotted field -> value, such as ``model.init_args.modality: audio``.
+    """
+
+    config: str
+    name: str = ""
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, raw: Any, where: str) -> "Entry":
+        """A path, or a mapping with ``config``, ``name`` and ``changes``.
+
+        Raises:
+            UserError: something else, or changes without a name.
+        """
+        if isinstance(raw, str):
+            return cls(raw)
+        if not isinstance(raw, dict) or set(raw) != {"config", "name", "changes"}:
+            raise UserError(f"{where}: expected a config file, or config, name and changes")
+        return cls(**raw)
+
+
+@dataclass(frozen=True)
 class Suite:
-    """A suite file: ``name``, ``seeds``, ``data`` (task -> root, protocol) and ``systems`` (config files)."""
+    """A suite file.
+
+    Attributes:
+        name: of the suite.
+        seeds: training seeds.
+        data: task -> root, protocol.
+        systems: what is trained: a list of :class:`Entry`.
+        claims: what the papers claim, see :mod:`sweeps.claims`.
+    """
 
     name: str
     seeds: list[int]
     data: dict[str, dict[str, str]]
-    systems: list[str]
+    systems: list[Entry]
+    claims: list[Claim] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: str | Path) -> "Suite":
@@ -79,9 +121,12 @@ class Suite:
         """
         text = _text(path)
         try:
-            suite = cls(**yaml.safe_load(text))
-        except (yaml.YAMLError, TypeError) as error:
-            raise UserError(f"{path}: expected the fields name, seeds, data, systems ({error})") from error
+            raw = {"claims": [], **yaml.safe_load(text)}
+            entries = [Entry.parse(entry, f"{path}, system {i}") for i, entry in enumerate(raw.pop("systems"), 1)]
+            claims = [Claim.parse(claim, f"{path}, claim {i}") for i, claim in enumerate(raw.pop("claims"), 1)]
+            suite = cls(**raw, systems=entries, claims=claims)
+        except (yaml.YAMLError, TypeError, KeyError) as error:
+            raise UserError(f"{path}: expected the fields name, seeds, data, systems, claims ({error})") from error
         if not suite.seeds or not suite.systems:
             raise UserError(f"{path}: seeds and systems must not be empty")
         return suite
@@ -90,31 +135,49 @@ class Suite:
         """All cells: each system with each seed, and the floors and ceilings of each task.
 
         Raises:
-            UserError: a config names no registered system, or the suite gives its task no data.
+            UserError: a config names no registered system, the suite gives its task no data, or two systems have one
+                name.
         """
-        tasks = {f"{cls.__module__}.{cls.__name__}": cls.info.task for cls in registry().values()}
+        known = {f"{cls.__module__}.{cls.__name__}": cls.info for cls in registry().values()}
         cells: list[Cell] = []
-        for config in self.systems:
-            class_path = yaml.safe_load(_text(config))["model"]["class_path"]
-            if class_path not in tasks:
-                raise UserError(f"{config}: model.class_path '{class_path}' is not a registered system")
-            task = tasks[class_path]
+        names: set[str] = set()
+        for entry in self.systems:
+            class_path = yaml.safe_load(_text(entry.config))["model"]["class_path"]
+            if class_path not in known:
+                raise UserError(f"{entry.config}: model.class_path '{class_path}' is not a registered system")
+            task, system = known[class_path].task, entry.name or known[class_path].name
             if task not in self.data:
-                raise UserError(f"suite {self.name}: no data for task '{task}', which {config} needs")
+                raise UserError(f"suite {self.name}: no data for task '{task}', which {entry.config} needs")
+            if system in names:
+                raise UserError(f"suite {self.name}: two systems called '{system}'; give one config, name and changes")
+            names.add(system)
             if task not in {cell.task for cell in cells}:
-                cells.append(self._cell(task, config, 0, bounds=True))
-            cells += [self._cell(task, config, seed) for seed in self.seeds]
+                cells.append(self._cell(task, entry, system, 0, bounds=True))
+            cells += [self._cell(task, entry, system, seed) for seed in self.seeds]
         return cells
 
-    def _cell(self, task: str, config: str, seed: int, bounds: bool = False) -> Cell:
+    def _cell(self, task: str, entry: Entry, system: str, seed: int, bounds: bool = False) -> Cell:
         data = self.data[task]
-        text = _text(config)
-        label = f"{task}-bounds" if bounds else f"{Path(config).stem}-seed{seed}"
-        weights = [backbones.weight_hash(spec) for spec in _backbones(yaml.safe_load(text))]
+        text = _text(entry.config) + (json.dumps(entry.changes, sort_keys=True) if entry.changes else "")
+        label = f"{task}-bounds" if bounds else f"{entry.name or Path(entry.config).stem}-seed{seed}"
+        specs = _backbones([yaml.safe_load(_text(entry.config)), entry.changes])
+        weights = [backbones.weight_hash(spec) for spec in specs]
         decides = [label, text, *weights, Manifest.read(data["root"]).sha256, source_hash(trainers, datamodules)]
         key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:10]
         media = seed == self.seeds[0]
-        return Cell(f"{label}-{key}", label, task, config, bounds, seed, data["root"], data["protocol"], media)
+        return Cell(
+            f"{label}-{key}",
+            label,
+            task,
+            entry.config,
+            entry.changes,
+            system,
+            bounds,
+            seed,
+            data["root"],
+            data["protocol"],
+            media,
+        )
 
 
 def run_suite(suite: Suite, out: Path, jobs: int) -> Path:
@@ -122,7 +185,7 @@ def run_suite(suite: Suite, out: Path, jobs: int) -> Path:
 
     Args:
         suite: what to run.
-        out: folder of the suite; gets ``cells/`` and ``results.jsonl``.
+        out: folder of the suite; gets ``cells/``, ``claims.yaml`` and ``results.jsonl``.
         jobs: cells at a time; the cores are shared out among them.
 
     Returns:
@@ -154,6 +217,7 @@ def run_suite(suite: Suite, out: Path, jobs: int) -> Path:
         logs = ", ".join(str(out / "cells" / cell.name / "log.txt") for cell in failed)
         raise UserError(f"{len(failed)} of {len(cells)} cells failed; the reason stands at the end of {logs}")
     results = out / "results.jsonl"
+    write_claims(out, suite.claims)
     write_results(results, [result for cell in cells for result in read_results(result_path(out, cell))])
     return results
 

@@ -199,7 +199,7 @@ def test_card_of_a_hostile_title(hostile, tmp_path):
 
 def test_files_written(tables, tmp_path):
     out = tmp_path / "out"
-    write_exports(tables, [], {"voca": INFO}, out)
+    write_exports(tables, [], [], {"voca": INFO}, out)
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     systems = ("voca", "faceformer", "adatrans", "interfacegan")
     cards = {f"cards/{name}/{file}" for name in systems for file in ("README.md", ".eval_results/facebench.yaml")}

@@ -5,12 +5,14 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import yaml
 
 from datamodules.errors import UserError
+from sweeps.claims import judge, read_claims
 from sweeps.results import read_results
-from sweeps.suite import Suite, run_suite
+from sweeps.suite import Entry, Suite, run_suite
 
 PROTOCOL = {
     "name": "test-speech",
@@ -63,7 +65,9 @@ def test_a_suite_scores_systems_and_bounds_once(suite, tmp_path):
     assert results["voca"].costs["parameters"] > 0
     assert (out / results["voca"].media["videos"][0]["file"]).stat().st_size > 1000
 
-    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.suffix != ".jsonl"}
+    gathered = (".jsonl", "claims.yaml")  # written anew from the cells
+    files = [path for path in out.rglob("*") if path.is_file() and not path.name.endswith(gathered)]
+    stamps = {path: path.stat().st_mtime_ns for path in files}
     before = (out / "results.jsonl").read_bytes()
     run_suite(suite, out, jobs=1)
     assert (out / "results.jsonl").read_bytes() == before
@@ -100,12 +104,46 @@ def test_a_cell_is_named_by_what_decides_its_result(suite, voca_config):
     assert suite.cells() == first
 
 
+def test_a_changed_system_is_a_row_of_its_own(suite, tmp_path):
+    path = tmp_path / "suite.yaml"
+    raw = yaml.safe_load(path.read_text())
+    config = raw["systems"][0]
+    changed = {"config": config, "name": "voca-linear", "changes": {"model.init_args.components": 2}}
+    claim = {"text": "More components help", "series": "voca/lve", "lower": "voca-linear/lve"}
+    path.write_text(yaml.safe_dump({**raw, "systems": [config, changed], "claims": [claim]}))
+    both = Suite.read(path)
+    assert [cell.system for cell in both.cells()] == ["voca", "voca", "voca-linear"]
+    results = read_results(run_suite(both, tmp_path / "out", jobs=1))
+    systems = {result.system: result for result in results if result.role == "system"}
+    assert systems["voca-linear"].title == "voca-linear"
+    assert systems["voca"].costs["parameters"] - systems["voca-linear"].costs["parameters"] == 2 * (128 + 1 + 36)
+    (verdict,) = judge(read_claims(tmp_path / "out"), results)
+    expected = systems["voca"].metrics["lve"]["per_sample"], systems["voca-linear"].metrics["lve"]["per_sample"]
+    assert verdict.difference.value == pytest.approx(
+        np.mean([expected[0][key] - expected[1][key] for key in expected[0]])
+    )
+
+
+@pytest.mark.parametrize("entry", [{"config": "a.yaml"}, {"config": "a.yaml", "changes": {}, "colour": 1}, 3])
+def test_a_system_of_another_form_is_refused(suite, tmp_path, entry):
+    path = tmp_path / "suite.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "systems": [entry]}))
+    with pytest.raises(UserError, match="system 1: expected a config file, or config, name and changes"):
+        Suite.read(path)
+
+
+def test_two_systems_of_one_name_are_refused(suite):
+    twice = Suite(suite.name, suite.seeds, suite.data, suite.systems * 2)
+    with pytest.raises(UserError, match="two systems called 'voca'; give one config, name and changes"):
+        twice.cells()
+
+
 def test_a_failing_cell_is_named_with_its_log(suite, voca_config, tmp_path):
     broken = yaml.safe_load(voca_config.read_text())
     broken["model"]["init_args"]["num_vertices"] = 99
     config = tmp_path / "broken.yaml"
     config.write_text(yaml.safe_dump(broken))
-    wrong = Suite(suite.name, suite.seeds, suite.data, [str(config)])
+    wrong = Suite(suite.name, suite.seeds, suite.data, [Entry(str(config))])
     with pytest.raises(UserError, match=r"1 of 2 cells failed; .*broken-seed1.*log\.txt"):
         run_suite(wrong, tmp_path / "out", jobs=1)
     (log,) = (tmp_path / "out" / "cells").glob("broken-*/log.txt")
