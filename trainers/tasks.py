@@ -29,6 +29,8 @@ from trainers.nets.speech_encoder import Alignment, TrainedPart
 
 Condition = Literal["subject", "emotion", "intensity", "transcript", "words", "prompt", "prompt image", "reference"]
 Task = Literal["text-to-face", "face-editing", "speech-to-mesh", "mesh-retargeting"]
+# Levels of an emotion, as in MEAD.
+INTENSITIES = 3
 
 
 @dataclass(frozen=True)
@@ -272,6 +274,18 @@ class SpeechToMesh(System):
             key = batch.key[int(unknown.nonzero()[0])]
             raise UserError(f"clip '{key}': no emotion, but {self.info.title} takes one of {', '.join(self.emotions)}")
         return one_hot(batch.emotion.clamp(min=0), len(self.emotions)).float()
+
+    def intensity(self, batch: SpeechBatch) -> Tensor:
+        """One-hot codes of how strong the emotions are, (B, 3) float32.
+
+        Raises:
+            UserError: a clip's intensity is not known.
+        """
+        unknown = ((batch.intensity < 0) | (batch.intensity >= INTENSITIES)) & batch.real
+        if unknown.any():
+            key = batch.key[int(unknown.nonzero()[0])]
+            raise UserError(f"clip '{key}': no intensity, but {self.info.title} takes one of 0, 1, 2")
+        return one_hot(batch.intensity.clamp(min=0), INTENSITIES).float()
 
     def generators(self, batch: SpeechBatch) -> list[torch.Generator]:
         """One CPU generator for each clip: a clip's :attr:`draw`-th sample is the same in any batch and any run."""

@@ -33,6 +33,7 @@ from datamodules.errors import UserError
 from datamodules.speech import SpeechDataModule
 from trainers.measuring import clip_errors
 from trainers.nets import speech_encoder
+from trainers.nets.motion_codes import hold_last
 from trainers.nets.speech_encoder import STATES_PER_FRAME, TrainedPart
 from trainers.tasks import Condition, SpeechToMesh, SystemInfo
 
@@ -116,9 +117,7 @@ class FaceXHuBERT(SpeechToMesh):
     def animate_as(self, emotional: Tensor, batch: SpeechBatch) -> Tensor:
         """As :meth:`animate`, with another flag (B, 2); see :meth:`emotional`."""
         speech, frames = self.hear(batch)
-        offsets = self.decoder(speech, self.style(batch), emotional)
-        last = torch.arange(batch.vertices.shape[1], device=frames.device).minimum(frames[:, None] - 1)
-        offsets = offsets.take_along_dim(last[..., None], dim=1)
+        offsets = hold_last(self.decoder(speech, self.style(batch), emotional), frames, batch.vertices.shape[1])
         return batch.template[:, None] + self.unit * offsets.unflatten(-1, (self.num_vertices, 3))
 
     def measurements(self, data: SpeechDataModule) -> dict[str, dict[str, float]]:

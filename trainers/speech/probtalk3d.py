@@ -34,7 +34,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import leaky_relu, one_hot
+from torch.nn.functional import leaky_relu
 from torch.nn.utils.rnn import pad_sequence
 
 from datamodules.batches import SpeechBatch
@@ -48,9 +48,8 @@ from trainers.nets.motion_codes import SLOPE, MotionTransformer, Quantiser, hold
 from trainers.nets.rig import Rig
 from trainers.nets.speech_encoder import STATES_PER_FRAME, Alignment, TrainedPart
 from trainers.stages import Staged
-from trainers.tasks import SpeechToRig, SystemInfo
+from trainers.tasks import INTENSITIES, SpeechToRig, SystemInfo
 
-INTENSITIES = 3
 # Weights of the bottleneck's own loss, and of the L1 losses of expression and jaw.
 PRIOR_WEIGHTS = {"vq": (1.5, 0.5, 0.1), "vae": (1e-4, 1.5, 1.0)}
 # Weights of the L1 losses of latent, expression and jaw.
@@ -147,7 +146,10 @@ class ProbTalk3D(Staged, SpeechToRig):
         self.encoder.classifier = None
         bottleneck = CodeBottleneck(codes, code_dim, beta) if latent == "vq" else GaussianBottleneck(dim)
         controls = self.rig.controls
-        self.is_jaw = torch.tensor([name.startswith("jaw") for name in controls])
+        groups: dict[str, list[int]] = {"expression": [], "jaw": []}
+        for number, name in enumerate(controls):
+            groups["jaw" if name.startswith("jaw") else "expression"].append(number)
+        self.control_groups = {name: numbers for name, numbers in groups.items() if numbers}
         self.prior = MotionPrior(len(controls), bottleneck, dim, prior_layers, heads, hidden, dropout)
         style_dim = len(subjects) + len(emotions) + INTENSITIES
         self.predictor = LatentPredictor(2 * self.encoder.dim, style_dim, dim, predictor_layers, heads, hidden, dropout)
@@ -205,8 +207,8 @@ class ProbTalk3D(Staged, SpeechToRig):
         self, predicted: Tensor, motion: Tensor, lengths: Tensor, expression: float, jaw: float
     ) -> dict[str, Tensor]:
         error = (predicted - motion)[_real(motion, lengths)].abs()
-        is_jaw = self.is_jaw.to(error.device)
-        return {"expression": expression * error[:, ~is_jaw].mean(), "jaw": jaw * error[:, is_jaw].mean()}
+        weights = {"expression": expression, "jaw": jaw}
+        return {name: weights[name] * error[:, numbers].mean() for name, numbers in self.control_groups.items()}
 
     def hear(self, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
         """Pairs of speech states (B, T, 2·D), and the number of frames of each clip that have them, (B,) int64."""
@@ -221,18 +223,6 @@ class ProbTalk3D(Staged, SpeechToRig):
         """
         style = torch.cat([self.style(batch), self.emotion(batch), self.intensity(batch)], dim=1)
         return self.predictor(states, style, lengths)
-
-    def intensity(self, batch: SpeechBatch) -> Tensor:
-        """One-hot codes of the intensities, (B, 3) float32.
-
-        Raises:
-            UserError: a clip's intensity is not known.
-        """
-        unknown = ((batch.intensity < 0) | (batch.intensity >= INTENSITIES)) & batch.real
-        if unknown.any():
-            key = batch.key[int(unknown.nonzero()[0])]
-            raise UserError(f"clip '{key}': no intensity, but {self.info.title} takes one of 0, 1, 2")
-        return one_hot(batch.intensity.clamp(min=0), INTENSITIES).float()
 
     @torch.no_grad()
     def control(self, batch: SpeechBatch) -> Tensor:
