@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import UserError
 from datamodules.head import Head
+from datamodules.sources import mead3d
 
 
 class Rig(nn.Module):
@@ -50,7 +51,8 @@ def load_rig(spec: str) -> Rig:
     """Builds a rig.
 
     Args:
-        spec: ``demo``, the 52 ARKit units of the demo head; ``path:FILE``, a safetensors file whose tensors are named
+        spec: ``demo``, the 52 ARKit units of the demo head; ``flame``, names of FLAME's 53 coefficients as the source
+            ``mead3d`` builds them, for data without meshes; ``path:FILE``, a safetensors file whose tensors are named
             by the controls, each (V, 3) float32 in metres, and whose metadata ``controls`` lists them in order, one a
             line; ``names:FILE``, a text file of control names, one a line, for data without meshes.
 
@@ -61,8 +63,10 @@ def load_rig(spec: str) -> Rig:
     if spec == "demo":
         head = Head.load()
         return Rig(list(head.units), torch.from_numpy(head.unit_deltas))
+    if spec == "flame":
+        return Rig(mead3d.CONTROLS)
     if kind not in ("path", "names"):
-        raise UserError(f"model.rig: '{spec}', expected demo, path:FILE or names:FILE")
+        raise UserError(f"model.rig: '{spec}', expected demo, flame, path:FILE or names:FILE")
     if not Path(name).is_file():
         raise UserError(
             f"model.rig: {name}: no such file; expected {'offsets' if kind == 'path' else 'names'} of controls"

@@ -33,10 +33,16 @@ def test_names_alone_give_an_empty_mesh(tmp_path) -> None:
         rig(torch.zeros(2, 4, 3), torch.rand(2, 5, 2))
 
 
+def test_flame_names_the_controls_of_3dmead() -> None:
+    controls = load_rig("flame").controls
+    assert len(controls) == 53
+    assert (controls[0], controls[49], controls[50], controls[52]) == ("exp_00", "exp_49", "jaw_0", "jaw_2")
+
+
 def test_strange_rigs_are_refused(tmp_path) -> None:
     (tmp_path / "text").write_text("no rig")
     for spec, reason in {
-        "flame": "expected demo, path:FILE or names:FILE",
+        "other": "expected demo, flame, path:FILE or names:FILE",
         f"path:{tmp_path}/none": "no such file",
         f"path:{tmp_path}/text": "not a rig",
     }.items():
