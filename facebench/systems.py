@@ -17,11 +17,12 @@ def systems(task: str | None = None) -> None:
     """
     from trainers.tasks import registry
 
-    table = Table("system", "task", "paper", "year", "status")
+    table = Table("system", "task", "paper", "year", "status", "takes, beside sound or image")
     for name, system in registry().items():
         info = system.info
+        takes = ", ".join(getattr(system, "conditions", ()))
         if task in (None, info.task):
-            table.add_row(name, info.task, f"{info.title}\n[dim]{info.paper}[/dim]", str(info.year), info.basis)
+            table.add_row(name, info.task, f"{info.title}\n[dim]{info.paper}[/dim]", str(info.year), info.basis, takes)
     Console().print(table)
 
 

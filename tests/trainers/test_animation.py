@@ -1,0 +1,115 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.errors import UserError
+from datamodules.speech import SpeechDataModule
+from trainers.animation import Conditions, check_conditions, in_pieces, piece, read_image, reference_of, request
+from trainers.speech.voca import VOCA
+
+FPS, RATE = 30, 16_000
+
+
+@pytest.fixture
+def system(speech_backbone) -> VOCA:
+    return VOCA(12, ["anna", "bert"], speech_backbone, components=3).eval()
+
+
+def clip_of(system, seconds: float):
+    audio = np.arange(int(seconds * RATE), dtype=np.float32)
+    clip = request(system, "talk", audio, torch.zeros(12, 3), FPS, Conditions(words=[("a", 0.0, 0.5), ("b", 0.5, 1.5)]))
+    assert int(clip.lengths[0]) == round(seconds * FPS)
+    return clip
+
+
+def test_pieces_hold_their_own_sound_and_words(system) -> None:
+    part = piece(clip_of(system, 3), 30, 75, FPS)
+    assert part.audio[0, [0, -1]].tolist() == [RATE, 2.5 * RATE - 1]
+    assert part.lengths.tolist() == [45]
+    assert part.vertices.shape[1] == 45
+    assert part.words == [[("b", 0.0, 0.5)]]
+    assert part.key == ["talk@30"]
+
+
+@pytest.mark.parametrize("seconds", [1.0, 2.0, 2.1, 3.7, 9.0])
+def test_what_depends_on_each_frame_alone_is_the_same_in_pieces(system, seconds: float) -> None:
+    clip = clip_of(system, seconds)
+
+    def first_samples(part):
+        starts = (torch.arange(int(part.lengths[0])) * RATE / FPS).round().long()
+        return part.audio[:, starts, None]
+
+    pieces = in_pieces(first_samples, clip, FPS, seconds=2.0, overlap=0.5)
+    torch.testing.assert_close(pieces, first_samples(clip), rtol=0, atol=1.0)
+
+
+def test_pieces_fade_into_each_other(system) -> None:
+    numbers = iter([0.0, 1.0, 0.0, 1.0])
+    clip = clip_of(system, 5)
+    faded = in_pieces(lambda part: torch.full((1, int(part.lengths[0]), 1), next(numbers)), clip, FPS, 2.0, 0.5)
+    steps = faded[0, :, 0].diff().abs()
+    assert steps.max() < 0.1, "no jump from one piece to the next"
+    assert faded.min() == 0
+    assert faded.max() == 1
+
+
+def test_conditions_that_are_not_taken_or_known_are_refused(system) -> None:
+    check_conditions(system, Conditions(subject="bert"))
+    for given, says in {
+        Conditions(subject="dora"): "--style dora: unknown; .* knows anna, bert",
+        Conditions(emotion="happy"): "--emotion: .* does not take it; it takes --style",
+        Conditions(intensity=1): "--intensity: .* does not take it",
+        Conditions(transcript="a hum"): "--transcript: .* does not take it",
+        Conditions(prompt="gently"): "--prompt: .* does not take it",
+    }.items():
+        with pytest.raises(UserError, match=says):
+            check_conditions(system, given)
+    with pytest.raises(UserError, match=r"--reference: .* does not take it"):
+        check_conditions(system, Conditions(), reference=True)
+    system.emotions, system.conditions = ["neutral", "happy"], ("subject", "emotion", "intensity", "words")
+    check_conditions(system, Conditions(emotion="happy", intensity=2, transcript="a hum"))
+    with pytest.raises(UserError, match=r"--emotion bored: unknown; .* knows neutral, happy"):
+        check_conditions(system, Conditions(emotion="bored"))
+    with pytest.raises(UserError, match="--intensity 3: expected 0, 1 or 2"):
+        check_conditions(system, Conditions(intensity=3))
+
+
+def test_a_request_without_conditions_is_neutral_and_of_nobody(system) -> None:
+    system.emotions = ["happy", "neutral"]
+    clip = request(system, "talk", np.zeros(RATE, np.float32), torch.zeros(12, 3), FPS, Conditions())
+    assert (clip.subject_index.tolist(), clip.emotion.tolist(), clip.intensity.tolist()) == ([-1], [1], [0])
+
+
+def test_pictures(tmp_path) -> None:
+    Image.new("RGB", (4, 2), (255, 0, 0)).save(tmp_path / "red.png")
+    assert read_image(tmp_path / "red.png")[:, 0, 0].tolist() == [1, -1, -1]
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(UserError, match=r"text\.png: not a picture"):
+        read_image(tmp_path / "text.png")
+
+
+def test_references_are_found_by_key_in_any_split(talking_root) -> None:
+    data = SpeechDataModule(str(talking_root), batch_size=2)
+    whole = {
+        key: batch.clip(i)
+        for split in ("train", "test")
+        for batch in data.loader(split)
+        for i, key in enumerate(batch.key)
+    }
+    keys = [key for key in whole if key.startswith("anna")][:2]
+    reference = reference_of(data, keys[::-1])
+    assert reference.key == keys[::-1]
+    assert torch.equal(reference.clip(1).vertices, whole[keys[0]].vertices)
+    with pytest.raises(UserError, match=r"--reference nobody: .* no clip of this key"):
+        reference_of(data, [keys[0], "nobody"])
+    other = next(key for key in whole if not key.startswith("anna"))
+    with pytest.raises(UserError, match="expected those of one person"):
+        reference_of(data, [keys[0], other])
+
+
+def test_features_of_the_whole_clip_do_not_reach_its_pieces(system) -> None:
+    clip = replace(clip_of(system, 3), features={"x": torch.zeros(1, 90, 2)}, feature_lengths={"x": torch.tensor([90])})
+    assert piece(clip, 0, 30, FPS).features == {}
