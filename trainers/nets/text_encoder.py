@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer, GPT2Config, GPT2Model
+from transformers import GPT2Config, GPT2Model, GPT2Tokenizer
 
 from datamodules.errors import UserError
 
@@ -46,7 +46,7 @@ class TextEncoder(nn.Module):
             )
             model, report = loaded
             # With the prefix every word is written as in the middle of a sentence, after a blank.
-            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True, add_prefix_space=True)
+            tokenizer = GPT2Tokenizer.from_pretrained(name, local_files_only=True, add_prefix_space=True)
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             raise UserError(
                 f"backbone 'hub:{name}': not in the local cache ({type(error).__name__}); run "
