@@ -5,8 +5,11 @@ transformer whose embeddings of an image and of its caption agree, and of others
 the batch, with a learned temperature).
 
 One part of a batch are faces with their captions, the other expressions, half of them with a photo caption and half
-with a prompt. Only the training split's prompts are seen. Words of val and test prompts for emotions, strengths and
-actions occur in photo captions of training pictures, as a large CLIP has read them on the web; their templates do not.
+with a prompt. An expression's two texts are contrasted with each other, too: two views of one sample, as in DeCLIP (Li et
+al., ICLR 2022), since 2,400 small pictures teach a text transformer too little of what words mean.
+
+Only the training split's prompts are seen. Words of val and test prompts for emotions, strengths and actions occur in
+photo captions of training pictures, as a large CLIP has read them on the web; their templates do not.
 """
 
 import json
@@ -24,7 +27,7 @@ from datamodules.errors import UserError
 from datamodules.prompts import PromptDataModule
 from trainers import backbones
 from trainers.backbone.attributes import one_cycle
-from trainers.backbone.augmentation import augment
+from trainers.backbone.augmentation import change_colours, mirror, shift
 from trainers.nets.contrastive import class_means, contrastive_loss, cosines
 from trainers.nets.extractors import CLIPEncoder
 
@@ -84,18 +87,24 @@ class ClipTraining(pl.LightningModule):
         self.network = CLIPEncoder.from_config(**self.init)
 
     def training_step(self, batch: FaceBatch, batch_idx: int) -> Tensor:
-        """Contrastive loss on augmented images."""
-        expressions = self.prompts["train"]
+        """Contrastive losses of augmented images with their texts, and of the expressions' two texts."""
+        expressions, faces = self.prompts["train"], len(batch)
         chosen = torch.randint(len(expressions), (self.hparams["expressions"],)).tolist()
         texts = [pick(captions) for captions in batch.captions]
-        texts += [pick([expressions.text[i], pick(expressions.captions[i])]) for i in chosen]
+        texts += [pick(expressions.captions[i]) for i in chosen] + [expressions.text[i] for i in chosen]
+        face, caption, prompt = self.network.encode_text(texts).split([faces, len(chosen), len(chosen)])
+        either = torch.where(torch.rand(len(chosen), 1, device=self.device) < 0.5, caption, prompt)
         image = torch.cat([batch.image, expressions.image[chosen].to(self.device)])
-        # Pixels as they are: rounding to bytes, as the encoder does, teaches nothing.
-        seen = self.network.model.get_image_features(pixel_values=augment(image)).pooler_output
-        read = self.network.encode_text(texts)
-        loss = contrastive_loss(seen, read, self.network.model.logit_scale.exp())
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(texts))
-        return loss
+        # Pixels as they are: rounding to bytes, as the encoder does, teaches nothing. A blur would hide the brows.
+        image = change_colours(shift(mirror(image))).clamp(-1, 1)
+        seen = self.network.model.get_image_features(pixel_values=image).pooler_output
+        scale = self.network.model.logit_scale.exp()
+        losses = {
+            "images": contrastive_loss(seen, torch.cat([face, either]), scale),
+            "texts": contrastive_loss(caption, prompt, scale),
+        }
+        self.log_dict({f"train/{name}": loss for name, loss in losses.items()}, batch_size=len(image))
+        return torch.stack(list(losses.values())).sum()
 
     def validation_step(self, batch: FaceBatch, batch_idx: int) -> None:
         """Share of faces whose own caption is nearest among those of the batch."""
