@@ -226,25 +226,31 @@ def head_root(tmp_path_factory) -> Path:
 
 
 def prompt_sample(number: int, size: int = 32) -> Sample:
-    """Even prompts are happy and close, odd ones are sad and open; a picture is ten times as bright as its number."""
+    """Even prompts are happy and smile, odd ones are sad and frown; a picture has three bands: the number's bits."""
+    weights = np.zeros(len(Head.load().units), np.float32)
+    moved = [("cheekSquintLeft", "mouthSmileLeft"), ("browInnerUp", "mouthFrownLeft")][number % 2]
+    weights[[Head.load().units.index(name) for name in moved]] = 1, 0.5
     labels = {
         "text": f"prompt {number}",
         "emotion": ["happy", "sad"][number % 2],
         "aus": {},
         "captions": [f"caption {number}"],
     }
+    picture = np.zeros((size, size, 3), np.uint8)
+    for bit in range(3):
+        picture[bit * size // 3 : (bit + 1) * size // 3] = 255 * (number >> bit & 1)
     members = {
         "json": json.dumps(labels).encode(),
-        "weights.npy": npy_bytes(np.array([number % 2, 1 - number % 2], np.float32)),
-        "png": png(np.full((size, size, 3), 10 * number, np.uint8)),
+        "weights.npy": npy_bytes(weights),
+        "png": png(picture),
     }
     return Sample(f"prompt-{number:03d}", 1, members)
 
 
 @pytest.fixture(scope="session")
 def prompts_root(tmp_path_factory) -> Path:
-    """8 train, 2 val and 4 test prompts with pictures of 32 pixels, for the controls of the tiny talking heads."""
-    fields = {"controls": ["open", "close"], "emotions": ["happy", "sad"], "size": 32}
+    """8 train, 2 val and 4 test prompts for the demo head, with pictures of 32 pixels."""
+    fields = {"controls": Head.load().units, "emotions": ["happy", "sad"], "size": 32}
     numbers = {"train": range(8), "val": range(8, 10), "test": range(10, 14)}
     splits = {split: [[prompt_sample(i) for i in those]] for split, those in numbers.items()}
     return write_data_set(tmp_path_factory.mktemp("prompts"), "expression-prompts", fields, splits)

@@ -3,11 +3,11 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from datamodules.doctor import examine
 from datamodules.errors import UserError
+from datamodules.head import Head
 from datamodules.kinds import open_data
 from datamodules.prompts import PromptDataModule
 from datamodules.show import write_sheet
@@ -19,8 +19,10 @@ def test_pictures_labels_and_controls_come_back(prompts_root):
     assert len(batch) == 8
     assert batch.text[5] == "prompt 5"
     assert batch.emotion.tolist() == [0, 1] * 4
-    torch.testing.assert_close(batch.weights[5], torch.tensor([1.0, 0.0]))
-    assert (((batch.image[5] + 1) * 127.5).round() == 50).all()
+    units = Head.load().units
+    moved = {units[i]: batch.weights[5, i].item() for i in batch.weights[5].nonzero()[:, 0]}
+    assert moved == {"browInnerUp": 1.0, "mouthFrownLeft": 0.5}
+    assert batch.image[5, :, [0, 15, 31], 0].tolist() == [[1.0, -1.0, 1.0]] * 3
     assert batch.captions[5] == ["caption 5"]
     assert batch.real.all()
 
@@ -39,8 +41,9 @@ def test_prompts_without_pictures(tmp_path):
 def test_the_doctor_and_the_sheet_know_prompts(prompts_root, tmp_path):
     assert examine(str(prompts_root), splits=["train", "test"], processes=1).ready
     sheet = write_sheet(prompts_root, "train", 2, tmp_path / "sheet.png")
-    assert sheet.cards[1].facts == {"prompt": "prompt 7", "emotion": "sad", "controls": "open 1.00"}
-    assert (sheet.cards[1].picture == 70).all()
+    moved = "browInnerUp 1.00, mouthFrownLeft 0.50"
+    assert sheet.cards[1].facts == {"prompt": "prompt 7", "emotion": "sad", "controls": moved}
+    assert (sheet.cards[1].picture == 255).all()
 
 
 @pytest.mark.parametrize(
@@ -55,7 +58,7 @@ def test_wrong_samples_are_named(prompts_root, member, contents, message):
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32)).save(buffer, "png")
     array = io.BytesIO()
-    np.save(array, np.zeros(2, np.float32))
+    np.save(array, np.zeros(52, np.float32))
     members = {"json": b'{"text": "", "emotion": "sad"}', "weights.npy": array.getvalue(), "png": buffer.getvalue()}
     data.decode("key", members)
     if isinstance(contents, dict):

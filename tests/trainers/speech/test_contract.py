@@ -44,13 +44,15 @@ class OneBatch(pl.Callback):
 
 
 @pytest.fixture(scope="module", params=speech_configs("demo"), ids=lambda path: path.stem)
-def trained(request, head_root, tmp_path_factory) -> tuple[SpeechToMesh, Path, OneBatch]:
+def trained(request, head_root, prompts_root, tmp_path_factory) -> tuple[SpeechToMesh, Path, OneBatch]:
     """The system of a demo config after one step in each of its stages, and its checkpoint."""
     model = read_config(request.param)
     arguments = dict(model["init_args"])
     stages = len(arguments.get("stage_epochs", []))
     if stages:
         arguments["stage_epochs"] = [1] * stages
+    if "prompts" in arguments:
+        arguments["prompts"] = str(prompts_root)
     torch.manual_seed(0)
     system = system_class(model)(**arguments)
     seen = OneBatch()
