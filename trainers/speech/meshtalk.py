@@ -11,8 +11,9 @@ and the template into the moving mesh. Then, with these frozen, a masked convolu
 from the sound and the codes before, over time and over heads. To animate, codes are drawn head by head and frame by
 frame, and forehead and neck are smoothed over time.
 
-Two traits of the official prior are kept: each of its six layers sees the heads *before* a head, never itself, so that
-a head's logits depend on labels of the same frame six heads earlier and before; and its outermost layers hear no sound.
+Two traits of the official prior are kept. Each of its six layers sees the heads *before* a head, never itself, so that
+a head's logits depend on labels of the same frame six heads earlier and before, and on the last head's never, in no
+frame. And its outermost layers hear no sound.
 
 Deliberate differences:
 
