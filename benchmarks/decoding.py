@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.table import Row, growth, median_seconds, run, speedup
-from trainers.speech.faceformer import MotionDecoder, alignment_mask, causal_bias, periodic_positions
+from trainers.nets.cached_decoder import alignment_mask, causal_bias, periodic_positions
+from trainers.speech.faceformer import MotionDecoder
 
 MESHES = {"demo head": 3689, "FLAME": 5023}
 LENGTHS = (150, 300, 600, 1200)

@@ -7,15 +7,9 @@ from torch import Tensor
 
 from datamodules.batches import SpeechBatch
 from trainers import backbones
+from trainers.nets.cached_decoder import alignment_mask, causal_bias, periodic_positions
 from trainers.nets.speech_encoder import FEATURE_RATE, SpeechEncoder
-from trainers.speech.faceformer import (
-    FaceFormer,
-    alignment_mask,
-    causal_bias,
-    from_official,
-    official_name,
-    periodic_positions,
-)
+from trainers.speech.faceformer import FaceFormer, from_official, official_name
 
 MODES = {"vocaset": ("interpolate", 30), "BIWI": ("pairs", 25)}
 

@@ -1,4 +1,6 @@
-"""A transformer decoder layer that decodes token by token without computing the past again."""
+"""A transformer decoder layer that decodes token by token without computing the past again; FaceFormer's masks."""
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -63,3 +65,34 @@ class CachedDecoderLayer(nn.TransformerDecoderLayer):
         dropout = attention.dropout if self.training else 0.0
         attended = scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
         return attention.out_proj(attended.flatten(1))
+
+
+def periodic_positions(length: int, dim: int, period: int) -> Tensor:
+    """Sinusoidal positions that repeat after ``period`` frames (FaceFormer, equation 5): (length, dim)."""
+    phase = torch.arange(length) % period
+    frequency = torch.exp(torch.arange(0, dim, 2) * (-math.log(10_000) / dim))
+    angle = phase[:, None] * frequency
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :dim]
+
+
+def distance_bias(heads: int, length: int, period: int) -> Tensor:
+    """What a distance of 0 ... length - 1 frames adds to an attention score (FaceFormer, equation 7): (heads, length).
+
+    One slope for each head, as in ALiBi (Press et al. 2022), for every full period between two frames.
+    """
+    slopes = 2 ** (-8 / heads * torch.arange(1, heads + 1))
+    return -slopes[:, None] * (torch.arange(length) // period)
+
+
+def causal_bias(heads: int, length: int, period: int) -> Tensor:
+    """:func:`distance_bias` for all pairs of frames, and minus infinity for the future: (heads, length, length)."""
+    frame = torch.arange(length)
+    distance = frame[:, None] - frame
+    bias = distance_bias(heads, length, period)[:, distance.clamp(min=0)]
+    return bias.masked_fill(distance < 0, float("-inf"))
+
+
+def alignment_mask(frames: int, audio_per_frame: int) -> Tensor:
+    """True where a frame must not see a speech state: all but its own, (frames, frames·audio_per_frame) bool."""
+    owner = torch.arange(frames * audio_per_frame) // audio_per_frame
+    return torch.arange(frames)[:, None] != owner

@@ -4,13 +4,14 @@ Both systems took them from Learning to Listen (Ng et al., CVPR 2022), so their 
 which :func:`official_transformer_name` renames.
 """
 
-import math
 import re
 
 import torch
 from diffusers.models.autoencoders.vae import VectorQuantizer
 from torch import Tensor, nn
 from torch.nn.functional import gelu, leaky_relu, scaled_dot_product_attention
+
+from trainers.nets.cached_decoder import periodic_positions
 
 SLOPE = 0.2
 KERNEL = 5
@@ -97,8 +98,8 @@ class MotionTransformer(nn.Module):
         real = frames < lengths[:, None]
         x = leaky_relu(self.convolution(repeat_ends(x, lengths, KERNEL // 2).transpose(1, 2)), SLOPE)
         x = self.embedding(normalise_over_time(x.transpose(1, 2), real))
-        positions = sinusoids(frames if self.count_frames else frames[:1], x.shape[-1])
-        x = self.dropout(x + positions)
+        count = len(frames) if self.count_frames else 1
+        x = self.dropout(x + periodic_positions(count, x.shape[-1], period=count).to(x))
         for layer in self.layers:
             x = layer(x, real[:, None, None])
         return x
@@ -123,13 +124,6 @@ class MotionLayer(nn.Module):
         attended = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=x.shape[-1] ** -0.5)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.down(gelu(self.up(self.norm2(x)), approximate="tanh"))
-
-
-def sinusoids(positions: Tensor, dim: int) -> Tensor:
-    """Sinusoidal codes of positions (T,): (T, dim), sine and cosine in turn (Vaswani et al. 2017)."""
-    frequencies = torch.exp(torch.arange(0, dim, 2, device=positions.device) * (-math.log(10_000) / dim))
-    angles = positions[:, None] * frequencies
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :dim]
 
 
 def repeat_ends(x: Tensor, lengths: Tensor, margin: int) -> Tensor:

@@ -24,7 +24,6 @@ Deliberate differences, none of which changes what an evaluated network gives:
   from a feature column of the data.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -34,7 +33,13 @@ from torch.nn.functional import linear
 
 from datamodules.batches import SpeechBatch
 from trainers.nets import speech_encoder
-from trainers.nets.cached_decoder import CachedDecoderLayer
+from trainers.nets.cached_decoder import (
+    CachedDecoderLayer,
+    alignment_mask,
+    causal_bias,
+    distance_bias,
+    periodic_positions,
+)
 from trainers.nets.speech_encoder import STATES_PER_FRAME, TrainedPart
 from trainers.tasks import SpeechToMesh, SystemInfo
 
@@ -238,37 +243,6 @@ class MotionDecoder(nn.Module):
             memory_mask=alignment_mask(length, self.audio_per_frame).to(tokens.device),
         )
         return self.vertex_decoder(hidden)
-
-
-def periodic_positions(length: int, dim: int, period: int) -> Tensor:
-    """Sinusoidal positions that repeat after ``period`` frames (equation 5): (length, dim)."""
-    phase = torch.arange(length) % period
-    frequency = torch.exp(torch.arange(0, dim, 2) * (-math.log(10_000) / dim))
-    angle = phase[:, None] * frequency
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :dim]
-
-
-def distance_bias(heads: int, length: int, period: int) -> Tensor:
-    """What a distance of 0 ... length - 1 frames adds to an attention score (equation 7): (heads, length).
-
-    One slope for each head, as in ALiBi (Press et al. 2022), for every full period between two frames.
-    """
-    slopes = 2 ** (-8 / heads * torch.arange(1, heads + 1))
-    return -slopes[:, None] * (torch.arange(length) // period)
-
-
-def causal_bias(heads: int, length: int, period: int) -> Tensor:
-    """:func:`distance_bias` for all pairs of frames, and minus infinity for the future: (heads, length, length)."""
-    frame = torch.arange(length)
-    distance = frame[:, None] - frame
-    bias = distance_bias(heads, length, period)[:, distance.clamp(min=0)]
-    return bias.masked_fill(distance < 0, float("-inf"))
-
-
-def alignment_mask(frames: int, audio_per_frame: int) -> Tensor:
-    """True where a frame must not see a speech state: all but its own, (frames, frames·audio_per_frame) bool."""
-    owner = torch.arange(frames * audio_per_frame) // audio_per_frame
-    return torch.arange(frames)[:, None] != owner
 
 
 OFFICIAL_NAMES = {

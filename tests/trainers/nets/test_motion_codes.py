@@ -12,7 +12,6 @@ from trainers.nets.motion_codes import (
     hold_last,
     normalise_over_time,
     repeat_ends,
-    sinusoids,
 )
 
 
@@ -56,15 +55,6 @@ def test_layer_attends_over_the_full_width_and_past_masks() -> None:
     expected = after + layer.down(nn.GELU("tanh")(layer.up(layer.norm2(after))))
     mask = torch.tensor([True, True, True, False])[None, None, None]
     torch.testing.assert_close(layer(x, mask)[0, :3], expected)
-
-
-def test_sinusoids_are_those_of_the_transformer_paper() -> None:
-    codes = sinusoids(torch.arange(5), 6)
-    for position in range(5):
-        for i in range(3):
-            angle = position / 10_000 ** (2 * i / 6)
-            assert codes[position, 2 * i].item() == pytest.approx(math.sin(angle), abs=1e-6)
-            assert codes[position, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-6)
 
 
 def test_normalisation_and_repeated_ends_equal_torch_on_each_clip() -> None:

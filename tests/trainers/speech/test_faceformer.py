@@ -8,8 +8,9 @@ from benchmarks.decoding import naive_decode
 from datamodules.batches import SpeechBatch
 from datamodules.speech import SpeechDataModule
 from trainers import backbones
+from trainers.nets.cached_decoder import distance_bias, periodic_positions
 from trainers.nets.speech_encoder import SpeechEncoder
-from trainers.speech.faceformer import FaceFormer, MotionDecoder, distance_bias, periodic_positions
+from trainers.speech.faceformer import FaceFormer, MotionDecoder
 from trainers.tasks import load_system
 
 SIZES = {"num_vertices": 5, "num_subjects": 3, "audio_dim": 6, "dim": 8, "period": 4}
