@@ -126,7 +126,7 @@ def animate(
         write_atomic(written[-1], npy_bytes(motion.pose))
     if mesh is not None and mesh.suffix == ".glb":
         still, moved = neutral.numpy(), motion.vertices
-        if motion.controls is not None and isinstance(system, SpeechToRig):
+        if motion.controls is not None and isinstance(system, SpeechToRig) and system.rig.offsets is not None:
             targets = dict(zip(system.rig.controls, system.rig.offsets.numpy(), strict=True)), motion.controls
         else:
             targets = morph_targets(moved, still)

@@ -142,8 +142,8 @@ def to_markdown(tables: Iterable[Table], reported: Sequence[Reported] = (), verd
         parts.append("\n".join([*lines, ""]))
     if verdicts:
         rows = [[*map(_markdown, (v.claim.text, v.claim.comparison, format_difference(v))), v.word] for v in verdicts]
-        table = _markdown_table(["Claim", "Compared", "Difference [95 %]", "Verdict"], rows)
-        parts.append("\n".join(["## What the papers claim", "", *table, ""]))
+        lines = _markdown_table(["Claim", "Compared", "Difference [95 %]", "Verdict"], rows)
+        parts.append("\n".join(["## What the papers claim", "", *lines, ""]))
     if reported:
         parts.append(_markdown_reported(reported))
     return "\n".join(parts)

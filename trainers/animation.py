@@ -187,13 +187,12 @@ def move(system: SpeechToMesh, clip: SpeechBatch, fps: float, seconds: float = 6
         seconds: length of a piece; a shorter clip is animated whole.
         overlap: of two pieces, in seconds.
     """
-    rig = isinstance(system, SpeechToRig)
-    controls = in_pieces(system.control, clip, fps, seconds, overlap) if rig else None
-    vertices = (
-        in_pieces(system.animate, clip, fps, seconds, overlap)
-        if controls is None
-        else system.rig(clip.template, controls)  # type: ignore[union-attr]
-    )
+    controls = None
+    if isinstance(system, SpeechToRig):
+        controls = in_pieces(system.control, clip, fps, seconds, overlap)
+        vertices = system.rig(clip.template, controls)
+    else:
+        vertices = in_pieces(system.animate, clip, fps, seconds, overlap)
     turns = getattr(system, "head_pose", None)
     pose = None if turns is None else in_pieces(turns, clip, fps, seconds, overlap)[0].numpy()
     return Motion(vertices[0].numpy(), None if controls is None else controls[0].numpy(), pose)

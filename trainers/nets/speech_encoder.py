@@ -208,6 +208,7 @@ class MelEncoder(nn.Module):
 
     classes: tuple[str, ...] = ()
     classifier = None
+    filters: Tensor
     WINDOW = 800
 
     def __init__(self, bands: int) -> None:

@@ -175,7 +175,8 @@ class FaceDiffuser(MotionDiffusion):
         sampler: ``ddpm`` or ``ddim``.
         samples: predictions to draw for each clip.
         train_encoder: which part of the encoder is trained: ``none``, or all but its first layers (``upper``).
-        unit: metres; vertices are diffused and the loss measured in it, 0.001 for millimetres.
+        offsets: diffuses offsets from the template; officially vertices, the template's coordinates with them.
+        unit: metres; motion is diffused and the loss measured in it, 0.001 for millimetres.
         lr: learning rate of Adam.
         unseen: whose style stands in for a speaker never seen, see :class:`trainers.tasks.SpeechToMesh`.
     """
@@ -206,6 +207,7 @@ class FaceDiffuser(MotionDiffusion):
         sampler: Sampler = "ddpm",
         samples: int = 1,
         train_encoder: TrainedPart = "upper",
+        offsets: bool = False,
         unit: float = 1.0,
         lr: float = 1e-4,
         unseen: str = "fixed:0",
@@ -213,6 +215,7 @@ class FaceDiffuser(MotionDiffusion):
         super().__init__(num_vertices, subjects, encoder, alignment, train_encoder, unseen, emotions, samples)
         self.save_hyperparameters()
         self.plan_diffusion(diffusion_steps, sample_steps, sampler)
+        self.offsets = offsets
         self.unit = unit
         self.lr = lr
         self.encoder.classifier = None
@@ -231,12 +234,13 @@ class FaceDiffuser(MotionDiffusion):
         )
 
     def motion(self, batch: SpeechBatch) -> Tensor:
-        """All coordinates in :attr:`unit`, the template's with them."""
-        return batch.vertices.flatten(2) / self.unit
+        """Coordinates in :attr:`unit`: (B, T, V·3)."""
+        vertices = batch.vertices - batch.template[:, None] if self.offsets else batch.vertices
+        return vertices.flatten(2) / self.unit
 
     def denoise(self, noised: Tensor, step: Tensor, speech: Tensor, batch: SpeechBatch) -> Tensor:
         """See :meth:`MotionDiffusion.denoise`."""
-        return self.denoiser(noised, step, speech, self.code(batch), self.template(batch))
+        return self.denoiser(noised, step, speech, self.code(batch), self.still(batch))
 
     @torch.no_grad()
     def animate(self, batch: SpeechBatch) -> Tensor:
@@ -258,10 +262,10 @@ class FaceDiffuser(MotionDiffusion):
         Returns:
             (B, T, V, 3) metres.
         """
-        network, code, template = self.denoiser, self.code(batch), self.template(batch)
+        network, code = self.denoiser, self.code(batch)
         rows, mix = torch.linalg.qr(network.input_projection.weight.mT)
         feedback = network.vertex_decoder.weight.mT @ rows
-        rest = (network.vertex_decoder.bias + template) @ rows
+        rest = (network.vertex_decoder.bias + self.still(batch)) @ rows
 
         def hidden(seen: Tensor, step: Tensor) -> Tensor:
             return network.hidden(seen @ mix + network.input_projection.bias, step, speech, code)
@@ -312,9 +316,10 @@ class FaceDiffuser(MotionDiffusion):
             return self.style(batch)
         return torch.cat([self.style(batch), self.emotion(batch), self.intensity(batch)], dim=-1)
 
-    def template(self, batch: SpeechBatch) -> Tensor:
-        """(B, 1, V·3) in :attr:`unit`."""
-        return batch.template.flatten(1)[:, None] / self.unit
+    def still(self, batch: SpeechBatch) -> Tensor:
+        """The :meth:`motion` of a face that does not move, (B, 1, V·3)."""
+        template = batch.template.flatten(1)[:, None] / self.unit
+        return torch.zeros_like(template) if self.offsets else template
 
 
 class FaceDiffuserRig(MotionDiffusion, SpeechToRig):
@@ -458,7 +463,7 @@ class MeshDenoiser(nn.Module):
         nn.init.zeros_(self.vertex_decoder.weight)
         nn.init.zeros_(self.vertex_decoder.bias)
 
-    def forward(self, noised: Tensor, step: Tensor, speech: Tensor, code: Tensor, template: Tensor) -> Tensor:
+    def forward(self, noised: Tensor, step: Tensor, speech: Tensor, code: Tensor, still: Tensor) -> Tensor:
         """The clean mesh.
 
         Args:
@@ -466,12 +471,12 @@ class MeshDenoiser(nn.Module):
             step: (B,) int64.
             speech: (B, T, audio_dim).
             code: (B, num_codes).
-            template: (B, 1, V·3).
+            still: (B, 1, V·3), the face that does not move.
 
         Returns:
             (B, T, V·3).
         """
-        return self.vertex_decoder(self.hidden(self.input_projection(noised), step, speech, code)) + template
+        return self.vertex_decoder(self.hidden(self.input_projection(noised), step, speech, code)) + still
 
     def hidden(self, projected: Tensor, step: Tensor, speech: Tensor, code: Tensor) -> Tensor:
         """What the last layer decodes, (B, T, gru_dim); ``projected`` is (B, T, 2·latent_dim), the first layer's."""

@@ -112,6 +112,7 @@ class GeneFace(Staged, SpeechToMesh):
     landmarks: Tensor
     to_vertices: Tensor
     sync_counts: Tensor
+    reference: Tensor | None
 
     def __init__(
         self,
@@ -189,7 +190,7 @@ class GeneFace(Staged, SpeechToMesh):
         )
         self.expert = SyncExpert(self.encoder.dim, sync_widths, sync_mouth_width)
         self.postnet = PostNet(LANDMARKS * 3, postnet_widths)
-        self.reference: Tensor | None = None
+        self.register_buffer("reference", None, persistent=False)
         self.plan_stages(stage_epochs, [[self.expert], [self.vae]])
 
     def setup(self, stage: str) -> None:
@@ -303,9 +304,7 @@ class GeneFace(Staged, SpeechToMesh):
         if not len(clip):
             raise UserError(f"clips of {int(mask.sum(1).max())} frames, but the expert needs {WINDOW}; use longer ones")
         seen = torch.randint(len(clip), (self.sync_windows,), device=clip.device)
-        heard = seen.clone()
-        if false_pairs:
-            heard = self._false_partners(clip, seen)
+        heard = self._false_partners(clip, seen) if false_pairs else seen
         mouth = motion.unflatten(-1, (LANDMARKS, 3))[:, :, MOUTH].flatten(2)
         frames = torch.arange(WINDOW, device=clip.device)
         sounds = torch.arange(2 * WINDOW, device=clip.device)
@@ -313,7 +312,8 @@ class GeneFace(Staged, SpeechToMesh):
             states[clip[heard, None], 2 * start[heard, None] + sounds],
             mouth[clip[seen, None], start[seen, None] + frames],
         )
-        return binary_cross_entropy(similarity, (heard == seen).to(similarity))
+        with torch.autocast(similarity.device.type, enabled=False):  # its logarithms need full precision
+            return binary_cross_entropy(similarity.float(), (heard == seen).float())
 
     def _false_partners(self, clip: Tensor, seen: Tensor) -> Tensor:
         """For a half of the windows another one: a few frames away in the same clip, or any."""
