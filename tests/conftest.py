@@ -230,9 +230,10 @@ def prompt_sample(number: int, size: int = 32) -> Sample:
     weights = np.zeros(len(Head.load().units), np.float32)
     moved = [("cheekSquintLeft", "mouthSmileLeft"), ("browInnerUp", "mouthFrownLeft")][number % 2]
     weights[[Head.load().units.index(name) for name in moved]] = 1, 0.5
+    emotion = ["happy", "sad"][number % 2]
     labels = {
-        "text": f"prompt {number}",
-        "emotion": ["happy", "sad"][number % 2],
+        "text": f"{emotion} prompt {number}",
+        "emotion": emotion,
         "aus": {},
         "captions": [f"caption {number}"],
     }

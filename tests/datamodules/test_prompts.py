@@ -17,7 +17,7 @@ from datamodules.sources import tead
 def test_pictures_labels_and_controls_come_back(prompts_root):
     batch = open_data(prompts_root, batch_size=4).whole("train")
     assert len(batch) == 8
-    assert batch.text[5] == "prompt 5"
+    assert batch.text[5] == "sad prompt 5"
     assert batch.emotion.tolist() == [0, 1] * 4
     units = Head.load().units
     moved = {units[i]: batch.weights[5, i].item() for i in batch.weights[5].nonzero()[:, 0]}
@@ -42,7 +42,7 @@ def test_the_doctor_and_the_sheet_know_prompts(prompts_root, tmp_path):
     assert examine(str(prompts_root), splits=["train", "test"], processes=1).ready
     sheet = write_sheet(prompts_root, "train", 2, tmp_path / "sheet.png")
     moved = "browInnerUp 1.00, mouthFrownLeft 0.50"
-    assert sheet.cards[1].facts == {"prompt": "prompt 7", "emotion": "sad", "controls": moved}
+    assert sheet.cards[1].facts == {"prompt": "sad prompt 7", "emotion": "sad", "controls": moved}
     assert (sheet.cards[1].picture == 255).all()
 
 

@@ -5,8 +5,8 @@ transformer whose embeddings of an image and of its caption agree, and of others
 the batch, with a learned temperature).
 
 One part of a batch are faces with their captions, the other expressions, half of them with a photo caption and half
-with a prompt. An expression's two texts are contrasted with each other, too: two views of one sample, as in DeCLIP (Li et
-al., ICLR 2022), since 2,400 small pictures teach a text transformer too little of what words mean.
+with a prompt. An expression's two texts are contrasted with each other too: two views of one sample, as in DeCLIP (Li
+et al., ICLR 2022), since 2,400 small pictures teach a text transformer too little of what words mean.
 
 Only the training split's prompts are seen. Words of val and test prompts for emotions, strengths and actions occur in
 photo captions of training pictures, as a large CLIP has read them on the web; their templates do not.
