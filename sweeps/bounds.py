@@ -5,20 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from datamodules.speech import SpeechDataModule
 from metrics.protocols import Protocol
 from metrics.score_speech import mean_motion, mean_offset, neutral_motion, score_speech
 from metrics.scoring import Scores
-from sweeps.score import score_reconstruction, truths
+from sweeps.score import score_photos, score_reconstruction, truths
 
 
 def bounds(task: str, root: str, protocol: Protocol, config: str) -> Iterator[tuple[dict[str, Any], Scores, Protocol]]:
     """Scores what needs no training.
 
     Args:
-        task: speech-to-mesh or face-editing.
+        task: speech-to-mesh, face-editing or text-to-face.
         root: data folder.
         protocol: of that task.
         config: config of a system of the task: names the latent space for face editing.
@@ -30,6 +31,20 @@ def bounds(task: str, root: str, protocol: Protocol, config: str) -> Iterator[tu
         model = yaml.safe_load(Path(config).read_text())["model"]["init_args"]
         scores, bound = score_reconstruction(model["generator"], model["inverter"], root, protocol)
         yield {"system": "inversion", "title": "Inversion, no edit", "role": "ceiling"}, scores, bound
+        return
+    if task == "text-to-face":
+        number = protocol.spec["samples"]
+        rows = {
+            ("photo", "The photo itself", "ceiling"): lambda photos: photos.expand(number, *photos.shape),
+            # Real faces, whatever the caption says.
+            ("other-photos", "Photos of others", "floor"): lambda photos: torch.stack(
+                [photos.roll(1 + i, dims=0) for i in range(number)]
+            ),
+            ("mean-photo", "Mean photo", "floor"): lambda photos: photos.mean(0).expand(number, *photos.shape),
+        }
+        for (system, title, role), change in rows.items():
+            scores, bound = score_photos(root, protocol, change)
+            yield {"system": system, "title": title, "role": role}, scores, bound
         return
 
     data = SpeechDataModule(root, batch_size=1)

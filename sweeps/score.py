@@ -1,7 +1,7 @@
 """From a folder of predictions and a data set to scores under a protocol."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -76,7 +76,7 @@ def score(
                 f"{path}: captions chosen as '{description['caption']}', protocol says '{protocol.spec['caption']}'; "
                 "generate again from the captions that the protocol names"
             )
-        return _score_generation(predictions, faces, protocol)
+        return _score_generation(read_images(predictions), str(predictions), faces, protocol)
     protocol = _whole_split(protocol, faces)
     judges = Judges(protocol)
     photos = judges.photos(faces)
@@ -183,8 +183,34 @@ def score_reconstruction(generator: str, inverter: str, root: str, protocol: Pro
     return score_inversion(photos, inversions, judges.protocol, judges.attributes), judges.protocol
 
 
+def score_photos(root: str, protocol: Protocol, change: Callable[[Tensor], Tensor]) -> tuple[Scores, Protocol]:
+    """Scores what needs no generator, made from the photos that the captions are of.
+
+    Args:
+        root: data folder.
+        protocol: of the task text-to-face.
+        change: photos (B, 3, H, W) in [-1, 1] -> images (S, B, 3, H, W), S as the protocol says.
+    """
+    faces = FaceDataModule(root, batch_size=BATCH)
+    protocol = _whole_split(protocol, faces)
+
+    def images() -> Iterator[dict[str, np.ndarray]]:
+        wanted = protocol.spec["images"]
+        for batch in faces.loader(protocol.spec["split"]):
+            number = min(wanted, len(batch.key))
+            changed = to_bytes(change(batch.image[:number]).flatten(0, 1)).movedim(1, -1).numpy()
+            yield {"keys": np.array(batch.key[:number]), "images": changed.reshape(-1, number, *changed.shape[1:])}
+            wanted -= number
+            if not wanted:
+                return
+
+    return _score_generation(images(), root, faces, protocol)
+
+
 @torch.inference_mode()
-def _score_generation(predictions: Path, faces: FaceDataModule, protocol: Protocol) -> tuple[Scores, Protocol]:
+def _score_generation(
+    images: Iterable[dict[str, np.ndarray]], origin: str, faces: FaceDataModule, protocol: Protocol
+) -> tuple[Scores, Protocol]:
     """One pass over the real and the generated images, in step, through every judge that the protocol names."""
     protocol = bind_judges(_whole_split(protocol, faces))
     spec = protocol.spec
@@ -208,18 +234,16 @@ def _score_generation(predictions: Path, faces: FaceDataModule, protocol: Protoc
     keys: list[str] = []
     captions: list[str] = []
     parts: dict[str, list[Tensor]] = defaultdict(list)
-    for stored in read_images(predictions):
+    for stored in images:
         number = len(stored["keys"])
         batch = list(islice(samples, number))
         if stored["keys"].tolist() != [sample.key for sample in batch]:
             raise UserError(
-                f"{predictions}: images from '{stored['keys'][0]}' on are not those of split '{spec['split']}' in its "
+                f"{origin}: images from '{stored['keys'][0]}' on are not those of split '{spec['split']}' in its "
                 "order; generate again from the data"
             )
         if len(stored["images"]) != spec["samples"]:
-            raise UserError(
-                f"{predictions}: {len(stored['images'])} images of a caption, protocol scores {spec['samples']}"
-            )
+            raise UserError(f"{origin}: {len(stored['images'])} images of a caption, protocol scores {spec['samples']}")
         keys += [sample.key for sample in batch]
         chosen = [chosen_caption(sample.captions, sample.key, spec["caption"]) for sample in batch]
         captions += chosen
