@@ -172,8 +172,9 @@ class Imitator(SpeechToMesh):
                 optimizer = torch.optim.Adam(parameters, lr=self.adaptation_lr)
                 for _ in range(steps):
                     optimizer.zero_grad()
-                    offsets = motion(visemes, style)
-                    torch.stack(self.motion_losses(offsets - target, real)).sum().backward()
+                    residual = motion(visemes, style) - target
+                    velocity = frame_errors(residual.diff(dim=1))[real[:, 1:]].mean()
+                    (frame_errors(residual)[real].mean() + self.velocity_weight * velocity).backward()
                     optimizer.step()
         code = motion.style(style[:1]).detach()
         motion.style.weight.data.copy_(code.T.expand_as(motion.style.weight))
@@ -199,21 +200,19 @@ class Imitator(SpeechToMesh):
             UserError: the closures are weighted, and a clip has no phoneme times.
         """
         residual, real = offsets - self._target(batch), batch.frame_mask
-        reconstruction, velocity = self.motion_losses(residual, real)
-        terms = {"reconstruction": reconstruction, "velocity": velocity}
+        errors = frame_errors(residual)
+        terms = {
+            "reconstruction": errors[real].mean(),
+            "velocity": self.velocity_weight * frame_errors(residual.diff(dim=1))[real[:, 1:]].mean(),
+        }
         if self.closure_weight:
             weights = self.closure_weight * closure_weights(batch, self.closure_width)
-            terms["closure"] = (weights * frame_errors(residual))[real].mean()
+            terms["closure"] = (weights * errors)[real].mean()
         if self.lip_weight:
             # Officially the other vertices count as zero, so the mean is over all.
             lips = frame_errors(residual.unflatten(-1, (-1, 3))[:, :, self.lips].flatten(2))[real].mean()
             terms["lips"] = self.lip_weight * lips * len(self.lips) / self.num_vertices
         return terms
-
-    def motion_losses(self, residual: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruction and weighted velocity of what is predicted minus what is true, (B, T, V·3)."""
-        velocity = frame_errors(residual.diff(dim=1))[real[:, 1:]].mean()
-        return frame_errors(residual)[real].mean(), self.velocity_weight * velocity
 
     def _target(self, batch: SpeechBatch) -> Tensor:
         return ((batch.vertices - batch.template[:, None]) / self.unit).flatten(2)
