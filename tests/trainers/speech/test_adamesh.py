@@ -198,8 +198,9 @@ def test_the_truth_is_not_seen_and_a_minute_can_be_spoken(talking_root, speech_b
     clip.audio, clip.audio_lengths = torch.randn(1, 960_000), torch.tensor([960_000])
     clip.vertices, clip.lengths = clip.template[:, None].expand(-1, 1800, -1, -1), torch.tensor([1800])
     assert model.animate(clip).shape == (1, 1800, 12, 3)
-    assert model.head_pose(clip).shape == (1, 1800, 3)
-    assert model.head_pose(clip).isfinite().all()
+    pose = model.head_pose(clip)
+    assert pose.shape == (1, 1800, 3)
+    assert pose.isfinite().all()
 
 
 def test_codes_are_nearest_and_follow_the_means_of_their_vectors() -> None:
@@ -222,10 +223,10 @@ def test_codec_learns_to_give_back_a_pose() -> None:
     torch.manual_seed(0)
     codec = PoseCodec(32, 16)
     time = torch.arange(64)[None, :, None]
-    turns = (time / torch.tensor([5.0, 7.0, 9.0]) + torch.arange(8)[:, None, None]).sin()
-    real = torch.ones(8, 8, dtype=torch.bool)
-    optimiser = torch.optim.Adam(codec.parameters(), lr=1e-2)
-    for _ in range(100):
+    turns = (time / torch.tensor([5.0, 7.0, 9.0]) + torch.arange(4)[:, None, None]).sin()
+    real = torch.ones(4, 8, dtype=torch.bool)
+    optimiser = torch.optim.Adam(codec.parameters(), lr=5e-3)
+    for _ in range(200):
         optimiser.zero_grad()
         torch.stack(list(codec.losses(turns, real).values())).sum().backward()
         optimiser.step()
