@@ -23,7 +23,10 @@ Deliberate differences:
 - Mean and spread of the vertices are those of the training clips; officially they come with the code.
 - A batch's clips can be shorter than a segment; losses are means over real frames. A batch of one clip has no other
   clip to exchange inputs with, and no cross-modality loss.
+- Training starts near the template: the U-Net's last layer begins with a hundredth of PyTorch's weights.
 - The learning rate falls at given epochs, officially at given iterations.
+- The demo hears by its frozen speech encoder and a linear layer (``encoder: demo:speech``): a minute is too short to
+  learn to hear from mel energies. A learning rate of its own for the layers that read vertices is the demo's, too.
 """
 
 import math
@@ -45,6 +48,7 @@ from datamodules.speech import SpeechDataModule
 from datamodules.stream import Loader
 from trainers.measuring import split_clips
 from trainers.nets.audio_windows import WindowEncoder
+from trainers.nets.speech_encoder import Alignment
 from trainers.stages import Staged
 from trainers.tasks import Condition, SpeechToMesh, SystemInfo
 
@@ -64,10 +68,10 @@ class MeshTalk(Staged, SpeechToMesh):
         eyes: mask of what must follow the expression.
         eye_landmarks: mask of the vertices whose error counts once more.
         smooth: masks of what is smoothed over time in an animation: forehead and neck.
-        encoder: backbone specification of the mel energies at 100 Hz.
+        encoder: of the sound: ``mel100:80``, or backbone specification of a speech encoder, frozen.
         heads: H, categorical variables of a frame.
         classes: C, values of each.
-        audio_width: of the convolutions over sound.
+        audio_width: of the convolutions over mel energies.
         audio_dim: of the code of sound.
         expression_widths: of the two layers of the expression encoder; the second is its LSTM's.
         expression_dim: of the code of an expression.
@@ -84,6 +88,8 @@ class MeshTalk(Staged, SpeechToMesh):
         samples: animations to draw for each clip.
         unit: metres; losses are measured in it, 0.001 for millimetres.
         lr: learning rate of Adam.
+        vertex_lr: learning rate of the two layers that read all vertices, whose output a step moves the more the more
+            vertices there are; ``lr`` where not given.
     """
 
     info = SystemInfo(
@@ -128,8 +134,11 @@ class MeshTalk(Staged, SpeechToMesh):
         samples: int = 1,
         unit: float = 1e-3,
         lr: float = 1e-4,
+        vertex_lr: float | None = None,
     ) -> None:
-        super().__init__(num_vertices, subjects, encoder, "native", samples=samples)
+        windows = encoder.startswith("mel100:")
+        alignment: Alignment = "native" if windows else "interpolate_states"
+        super().__init__(num_vertices, subjects, encoder, alignment, samples=samples)
         self.save_hyperparameters()
         self.fps = fps
         self.loss_masks = {"mouth": mouth, "eyes": eyes, "landmarks": eye_landmarks}
@@ -143,17 +152,22 @@ class MeshTalk(Staged, SpeechToMesh):
         self.temperature = temperature
         self.unit = unit
         self.lr = lr
+        self.vertex_lr = vertex_lr or lr
         self.register_buffer("mean", torch.zeros(num_vertices, 3))
         self.register_buffer("spread", torch.ones(num_vertices, 3))
         self.register_buffer("smooth_masks", torch.zeros(len(self.smooth), num_vertices))
         for name in self.loss_masks:
             self.register_buffer(name, torch.zeros(num_vertices), persistent=False)
-        self.audio_encoder = WindowEncoder(self.encoder.dim, audio_width, audio_dim, dropout)
+        self.audio_encoder = (
+            WindowEncoder(self.encoder.dim, audio_width, audio_dim, dropout)
+            if windows
+            else nn.Linear(self.encoder.dim, audio_dim)
+        )
         self.expression_encoder = ExpressionEncoder(num_vertices, expression_widths or [256, 128], expression_dim)
         self.fusion = FusionMLP(expression_dim + audio_dim, fusion_width, heads, classes)
         self.unet = VertexUNet(num_vertices, heads * classes, unet_widths or [512, 256, 128])
         self.prior = Prior(heads, classes, audio_dim, prior_width)
-        autoencoder = [self.audio_encoder, self.expression_encoder, self.fusion, self.unet]
+        autoencoder: list[nn.Module] = [self.audio_encoder, self.expression_encoder, self.fusion, self.unet]
         self.plan_stages(stage_epochs or [1], [autoencoder, [self.prior]])
 
     def setup(self, stage: str) -> None:
@@ -198,10 +212,14 @@ class MeshTalk(Staged, SpeechToMesh):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam, with weight decay on the U-Net alone."""
-        unet = {id(parameter) for parameter in self.unet.parameters()}
+        unet, readers = list(self.unet.parameters()), [self.expression_encoder.layers[0], self.unet.encoder[0]]
+        wide = {id(parameter) for layer in readers for parameter in layer.parameters()}
+        decayed = {id(parameter) for parameter in unet}
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in self.stage_parameters(0) if id(p) not in unet]},
-            {"params": list(self.unet.parameters()), "weight_decay": self.weight_decay},
+            {"params": [p for p in self.stage_parameters(0) if id(p) not in wide | decayed]},
+            {"params": [p for p in unet if id(p) not in wide], "weight_decay": self.weight_decay},
+            {"params": list(readers[0].parameters()), "lr": self.vertex_lr},
+            {"params": list(readers[1].parameters()), "lr": self.vertex_lr, "weight_decay": self.weight_decay},
             {"params": self.stage_parameters(1)},
         ]
         optimizer = torch.optim.Adam(groups, lr=self.lr)
@@ -227,8 +245,13 @@ class MeshTalk(Staged, SpeechToMesh):
 
     def hear(self, batch: SpeechBatch, frames: int, first: Tensor | None = None) -> Tensor:
         """Codes of the sound around each of ``frames`` frames from frame ``first`` (B,): (B, frames, audio_dim)."""
-        energies, lengths = self.encode(batch)
-        return self.audio_encoder.at_frames(energies, lengths, frames, self.fps, first)
+        states, lengths = self.encode(batch)
+        if isinstance(self.audio_encoder, WindowEncoder):
+            return self.audio_encoder.at_frames(states, lengths, frames, self.fps, first)
+        if first is not None:
+            chosen = first[:, None] + torch.arange(frames, device=first.device)
+            states = states.take_along_dim(chosen.clamp(max=states.shape[1] - 1)[..., None], dim=1)
+        return self.audio_encoder(states)
 
     def see(self, vertices: Tensor) -> Tensor:
         """Codes of the expressions of meshes (B, T, V, 3): (B, T, expression_dim)."""
@@ -408,6 +431,9 @@ class VertexUNet(nn.Module):
         self.temporal = nn.LSTM(widths[-1], widths[-1], num_layers=2, batch_first=True)
         self.decoder = nn.ModuleList(nn.Linear(b, a) for a, b in list(pairwise(sizes))[::-1])
         self.vertex_bias = nn.Parameter(torch.zeros(num_vertices * 3))
+        with torch.no_grad():
+            for parameter in self.decoder[-1].parameters():
+                parameter.mul_(0.01)
 
     def forward(self, template: Tensor, codes: Tensor, chosen: Tensor) -> Tensor:
         """(B, V·3) and (B, T, H·C) -> (B, T, chosen, 3): the vertices whose indices are chosen."""

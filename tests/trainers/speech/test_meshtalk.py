@@ -202,6 +202,25 @@ def test_learning_rates_fall_in_the_last_epochs_of_each_stage() -> None:
         system(decay_epochs=[4])
 
 
+def test_states_of_a_speech_encoder_are_heard_at_the_frames_of_a_segment(talking_root, speech_backbone) -> None:
+    model, batch = system(encoder=speech_backbone).eval(), batch_of(talking_root)
+    whole = model.hear(batch, batch.vertices.shape[1])
+    part = model.hear(batch, 5, torch.tensor([0, 1, 2, 3, 4, 5]))
+    for i in range(6):
+        torch.testing.assert_close(part[i], whole[i, i : i + 5])
+
+
+def test_layers_that_read_vertices_have_a_learning_rate_of_their_own() -> None:
+    model = system(lr=0.1, vertex_lr=0.01)
+    groups = model.configure_optimizers()["optimizer"].param_groups
+    rates = {id(p): (group["initial_lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    expected = {"expression_encoder.layers.0": (0.01, 0), "unet.encoder.0": (0.01, 1e-3), "unet": (0.1, 1e-3)}
+    for name, parameter in model.named_parameters():
+        if not name.startswith("encoder."):
+            owner = next((prefix for prefix in expected if name.startswith(f"{prefix}.")), None)
+            assert rates[id(parameter)] == (expected[owner] if owner else (0.1, 0)), name
+
+
 def test_another_frame_rate_is_refused(talking_root) -> None:
     with pytest.raises(UserError, match=r"model.fps: 25"):
         fit(system(fps=25.0), talking_root)
