@@ -387,11 +387,13 @@ class CodeBottleneck(nn.Module):
 
     def draw(self, features: Tensor, lengths: Tensor, temperature: float, generators: list[torch.Generator]) -> Tensor:
         """Codes drawn at random (B, T, dim), by one CPU generator for each clip; the nearest at temperature 0."""
-        if not temperature:
-            return self(features, lengths)[0]
-        clips = zip(features, lengths.tolist(), generators, strict=True)
-        numbers = [self.codebook.draw(_rows(clip[:n], self.codebook), temperature, g) for clip, n, g in clips]
-        return self.frames(self.codebook.embedding(torch.cat(numbers)), lengths)
+        if temperature:
+            clips = zip(features, lengths.tolist(), generators, strict=True)
+            drawn = [self.codebook.draw(_rows(clip[:n], self.codebook), temperature, g) for clip, n, g in clips]
+            numbers = torch.cat(drawn)
+        else:
+            _, _, numbers = self.codebook.nearest(self.rows(features, lengths))
+        return self.frames(self.codebook.embedding(numbers), lengths)
 
     def rows(self, features: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, dim) -> (R, code_dim): what is replaced by codes, clip after clip."""
