@@ -18,6 +18,7 @@ The kinds, and what each gives:
 ``speech``      :class:`trainers.nets.speech_encoder.SpeechEncoder`; ``mel:80`` gives log-mel energies in its form
 ``text``        :class:`trainers.nets.text_encoder.TextEncoder`: lists of words -> one state for each word
                 (``mel100:80`` those of :class:`trainers.nets.audio_windows.WindowMel`, at 100 Hz)
+``motion``      :class:`trainers.nets.motion_judge.MotionJudge`: vertices of a clip -> logits of emotions, features
 =============  ==========================================================================================
 
 The encoder that guides a training and the one that judges its result are different networks, always:
@@ -52,6 +53,7 @@ CLASSES = {
     "features": "trainers.nets.extractors:InceptionFeatures",
     "clip": "trainers.nets.extractors:CLIPEncoder",
     "landmarks": "trainers.nets.extractors:DlibLandmarks",
+    "motion": "trainers.nets.motion_judge:MotionJudge",
 }
 
 # How to get weights that others publish, by file name.
