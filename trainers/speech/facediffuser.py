@@ -125,8 +125,10 @@ class MotionDiffusion(SpeechToMesh):
         motion = self.motion(batch)[:, :count]
         noised = self.scheduler.add_noise(motion, noise[:, :count], step)
         predicted = self.denoise(noised, step, speech, batch)
-        real = torch.arange(count, device=frames.device) < frames[:, None]
-        return huber_loss(predicted[real], motion[real])
+        real = (torch.arange(count, device=frames.device) < frames[:, None])[..., None]
+        # Where padded, the difference is zero: cheaper than to pick the real frames.
+        total = huber_loss(predicted.where(real, motion), motion, reduction="sum")
+        return total / (frames.sum() * motion.shape[-1])
 
     def run_back(
         self,
