@@ -356,8 +356,8 @@ class AdaMesh(Staged, SpeechToRig):
 
         ``adapted`` and ``unadapted`` are lip-vertex errors; see :func:`trainers.measuring.adaptation`. For
         ``retrieved_style`` and ``average_style`` the spread over time of the three angles of drawn head poses is
-        compared with the speaker's: mean absolute difference in degrees for each clip. No choice was made on poses of
-        the validation speakers, so both held-out splits count.
+        compared with the speaker's: mean absolute difference in degrees for each clip. Nothing was chosen by these
+        distances and test speakers are too few, so the validation speakers count as well.
         """
         styles: dict[str, dict[str, float]] = {"retrieved_style": {}, "average_style": {}}
         for split in ("val", "test"):
