@@ -33,8 +33,8 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
 import torch
-from diffusers import DDIMScheduler
 from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 from torch.nn.functional import huber_loss, max_pool1d, one_hot
 from torch.nn.utils.rnn import pad_sequence
@@ -58,7 +58,16 @@ MEASURED_DRAWS = 10
 
 
 class MotionDiffusion(SpeechToMesh):
-    """What the variants share: training on noised motions, and sampling."""
+    """What the variants share: training on noised motions, and sampling.
+
+    Attributes:
+        lr: learning rate of Adam.
+        scheduler: the noise of every step, and the steps that sampling takes.
+        sampler: ``ddpm`` or ``ddim``.
+    """
+
+    lr: float
+    sampler: Sampler
 
     def plan_diffusion(self, steps: int, sample_steps: int | None, sampler: Sampler) -> None:
         """Makes the schedule.
@@ -123,7 +132,7 @@ class MotionDiffusion(SpeechToMesh):
         """
         count = speech.shape[1]
         motion = self.motion(batch)[:, :count]
-        noised = self.scheduler.add_noise(motion, noise[:, :count], step)
+        noised = self.scheduler.add_noise(motion, noise[:, :count], step)  # type: ignore[arg-type]
         predicted = self.denoise(noised, step, speech, batch)
         real = (torch.arange(count, device=frames.device) < frames[:, None])[..., None]
         # Where padded, the difference is zero: cheaper than to pick the real frames.
@@ -155,7 +164,7 @@ class MotionDiffusion(SpeechToMesh):
         for step in earlier:
             predicted = clean(x, torch.full_like(frames, step))
             noise = gaussian(generators, frames, width) if ETA[sampler] else None
-            x = self.scheduler.step(predicted, step, x, eta=ETA[sampler], variance_noise=noise).prev_sample
+            x = self.scheduler.step(predicted, step, x, ETA[sampler], variance_noise=noise, return_dict=False)[0]
         return x, torch.full_like(frames, last)
 
 
