@@ -49,7 +49,7 @@ docs: setup  ## make the README's pictures anew, from the last demo (needs chrom
 
 weights: setup  ## train the demo weights anew (hours); see docs/weights.md
 	$(BIN)/facebench data demo --out data/demo
-	for name in attributes_guide attributes_judge perceptual identity_guide identity_judge speech_encoder emotion_judge stylegan2 inverter; do \
+	for name in attributes_guide attributes_judge perceptual identity_guide identity_judge speech_encoder clip text_encoder emotion_judge stylegan2 inverter; do \
 	  $(BIN)/facebench fit --config configs/demo/$$name.yaml --run runs/weights/$$name || exit 1; done
 
 clean:  ## delete what was built: environment, data, runs

@@ -64,6 +64,8 @@ class ExpCLIP(Staged, SpeechToRig):
         image_weight: of the losses of images, where the prompts have pictures.
         augmentation: probability that a clip is augmented by a prompt (EPA).
         weakest: lower end of an augmenting expression's random strength.
+        unprompted: share of augmentations by the neutral expression, which is the style of a clip without a prompt: the
+            mouth then follows the voice alone.
         speech_controls: how names of controls begin that belong to the speech.
         velocity_weight: of the loss on steps from frame to frame.
         prompt_batch: prompts in a step of stage 1.
@@ -106,6 +108,7 @@ class ExpCLIP(Staged, SpeechToRig):
         image_weight: float = 1.0,
         augmentation: float = 0.5,
         weakest: float = 0.5,
+        unprompted: float = 0.25,
         speech_controls: Sequence[str] = ("jaw", "mouth", "tongue"),
         velocity_weight: float = 0.5,
         prompt_batch: int = 256,
@@ -128,6 +131,7 @@ class ExpCLIP(Staged, SpeechToRig):
         self.image_weight = image_weight
         self.augmentation = augmentation
         self.weakest = weakest
+        self.unprompted = unprompted
         self.velocity_weight = velocity_weight
         self.prompt_batch = prompt_batch
         self.lr = lr
@@ -229,10 +233,11 @@ class ExpCLIP(Staged, SpeechToRig):
         frame = (torch.rand(count, device=device) * batch.lengths).long()
         own = self.space.of_expression(batch.weights[torch.arange(count, device=device), frame])
         chosen = torch.randint(len(self.known), (count,))
-        by_text = torch.rand(count, 1, device=device) < 0.5
+        neutral = torch.rand(count, 1, device=device) < self.unprompted
+        by_text = (torch.rand(count, 1, device=device) < 0.5) & ~neutral
         drawn = self.weakest + (1 - self.weakest) * torch.rand(count, 1, device=device)
         strength = torch.where(by_text, torch.ones_like(drawn), drawn)
-        expression = strength * self.known.weights[chosen].to(device)
+        expression = strength * ~neutral * self.known.weights[chosen].to(device)
         text = self.space.of_text(self.text_features[chosen.to(device)])
         prompted = torch.where(by_text, text, self.space.of_expression(expression))
         blended = (1 - strength)[:, None] * batch.weights + expression[:, None]

@@ -107,7 +107,7 @@ def test_a_clip_alone_and_in_a_batch_has_its_own_prompt(system, batch):
 
 
 def test_augmentation_keeps_the_speech_and_blends_the_rest(system, batch, head_root, tmp_path):
-    model = system(augmentation=1.0, weakest=0.5)
+    model = system(augmentation=1.0, weakest=0.5, unprompted=0.0)
     fit(model, head_root, tmp_path, epochs=2)
     speaks = torch.tensor([name.startswith(("jaw", "mouth", "tongue")) for name in UNITS])
     assert torch.equal(model.spoken, speaks)
@@ -128,6 +128,14 @@ def test_augmentation_keeps_the_speech_and_blends_the_rest(system, batch, head_r
             torch.testing.assert_close(
                 target[i, :, up], strength + (1 - strength) * batch.weights[i, :, up], rtol=1e-3, atol=1e-3
             )
+
+
+def test_the_neutral_expression_augments_as_well(system, batch, head_root, tmp_path):
+    model = system(augmentation=1.0, weakest=1.0, unprompted=1.0)
+    fit(model, head_root, tmp_path, epochs=2)
+    style, target = model.augment(batch)
+    torch.testing.assert_close(style, model.prompted_style(batch))
+    torch.testing.assert_close(target, torch.where(model.spoken, batch.weights, 0.0))
 
 
 def test_without_augmentation_a_clip_s_style_is_one_of_its_frames(system, batch, head_root, tmp_path):
