@@ -59,7 +59,8 @@ OF_SAMPLES = ("mean_estimate_error", "coverage_error", "sample_diversity", "styl
 POOLINGS = {"bilabial_closure": ("bilabials",), "closure_offset": ("bilabials",)} | dict.fromkeys(
     (
         *("face_dynamics_deviation", "sample_diversity", "style_diversity", "multimodality"),
-        *("sync_offset", "sync_correlation"),
+        *("sync_offset", "sync_correlation", "control_dynamics_deviation", "rotation_deviation", "beat_alignment"),
+        *("emotion_accuracy", "lip_sync_distance", "lip_sync_confidence"),
     ),
     ("clips",),
 )
@@ -97,6 +98,15 @@ MEASURES = {
         "closure_offset": Measure(("upper_lip", "lower_lip", "tolerance_mm", "window", "pooling"), False),
         "sync_offset": Measure(("upper_lip", "lower_lip", "largest_offset", "pooling"), None),
         "sync_correlation": Measure(("upper_lip", "lower_lip", "largest_offset", "pooling"), True),
+        "control_error": Measure(("controls", "pooling"), False),
+        "control_dynamics_deviation": Measure(("controls", "signed", "pooling"), False),
+        "rotation_speed": Measure(("pooling",), None),
+        "rotation_deviation": Measure(("pooling",), None),
+        "beat_alignment": Measure(("sigma", "pooling"), None),
+        "emotion_accuracy": Measure(("pooling",), True, "motion"),
+        "motion_frechet_distance": Measure((), False, "motion"),
+        "lip_sync_distance": Measure(("largest_offset", "pooling"), False, "lip_sync"),
+        "lip_sync_confidence": Measure(("largest_offset", "pooling"), True, "lip_sync"),
     },
     "face-editing": {
         "editing_accuracy": Measure((), True, "attributes"),
@@ -338,6 +348,9 @@ def _check_speech(spec: dict[str, Any], path: Path) -> None:
         if not isinstance(region, dict) or set(region) != {"count", "sha256"}:
             raise UserError(f"{path}: regions.{name} must give count and sha256, null where any will do")
     for name, metric in spec["metrics"].items():
+        judge = MEASURES["speech-to-mesh"][metric["measure"]].judge
+        if judge is not None and judge not in spec.get("judges", {}):
+            raise UserError(f"{path}: metrics.{name} needs judges.{judge}, a network that the protocol names")
         if metric["measure"] in OF_SAMPLES and spec["samples"] < 2:
             raise UserError(f"{path}: metrics.{name} needs several samples a clip, but samples is {spec['samples']}")
         if metric.get("pairing") == "halves" and spec["samples"] % 2:

@@ -1,7 +1,7 @@
 """Scores predicted motion under a protocol of the task ``speech-to-mesh``."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,14 +11,24 @@ from torch import Tensor
 
 from datamodules.audio import SAMPLE_RATE
 from datamodules.errors import UserError
-from metrics import motion, samples, timing
-from metrics.protocols import MILLIMETRES, OF_SAMPLES, Protocol
+from metrics import motion, rig, samples, timing
+from metrics.distribution import frechet_distance, mean_and_covariance
+from metrics.protocols import MEASURES, MILLIMETRES, OF_SAMPLES, Protocol
 from metrics.scoring import Scores, check_enough, metric_score
 
 log = logging.getLogger(__name__)
 
 SQUARED = ("face_dynamics_deviation",)
 UNITS = {
+    "control_error": "control",
+    "control_dynamics_deviation": "control²",
+    "rotation_speed": "rad/s",
+    "rotation_deviation": "rad",
+    "beat_alignment": "share",
+    "emotion_accuracy": "share",
+    "motion_frechet_distance": "squared distance",
+    "lip_sync_distance": "distance",
+    "lip_sync_confidence": "distance",
     "bilabial_closure": "share",
     "closure_offset": "ms",
     "sync_offset": "ms",
@@ -38,6 +48,10 @@ class Clip:
         audio: (N,) float32 waveform at 16 kHz, for metrics of the sound.
         phonemes: (symbol, start, end) in seconds, for metrics of lip closure.
         fps: frames per second, to be checked against the protocol's.
+        emotion: the one that was asked for, for metrics of emotions.
+        controls: (T, C) or (S, T, C) predicted rig controls; None of a system without.
+        true_controls: (T', C).
+        pose: (T, 3) or (S, T, 3) predicted rotation vectors of the head in radians; None of a system without.
     """
 
     key: str
@@ -47,10 +61,33 @@ class Clip:
     audio: Tensor | None = None
     phonemes: Sequence[tuple[str, float, float]] | None = None
     fps: float | None = None
+    emotion: str | None = None
+    controls: Tensor | None = None
+    true_controls: Tensor | None = None
+    pose: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The networks that a protocol names; None where it names none.
+
+    Attributes:
+        emotion: clip and vertices (T, V, 3) -> name of the emotion that they show.
+        features: clip and vertices (T, V, 3) -> (d,) features of the motion.
+        lip_sync: clip and vertices (T, V, 3) -> embeddings (N, d) of what is seen and of what is heard, N moments.
+    """
+
+    emotion: Callable[[Clip, Tensor], str] | None = None
+    features: Callable[[Clip, Tensor], Tensor] | None = None
+    lip_sync: Callable[[Clip, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 def score_speech(
-    clips: Iterable[Clip], protocol: Protocol, regions: Mapping[str, ArrayLike], triangles: ArrayLike | None = None
+    clips: Iterable[Clip],
+    protocol: Protocol,
+    regions: Mapping[str, ArrayLike],
+    triangles: ArrayLike | None = None,
+    judges: Judges | None = None,
 ) -> Scores:
     """Scores predicted motion; holds one clip at a time, and one number per clip and metric.
 
@@ -64,6 +101,7 @@ def score_speech(
         protocol: of the task ``speech-to-mesh``.
         regions: name to vertex indices.
         triangles: (F, 3) vertex indices, for the distance to the true surface.
+        judges: as the protocol names them.
 
     Raises:
         UserError: a prediction that is not finite, another topology or frame rate, a length that the protocol refuses,
@@ -77,7 +115,9 @@ def score_speech(
     weights: dict[str, dict[str, int]] = {name: {} for name in protocol.metrics}
     seen: set[str] = set()
     dropped: dict[str, int] = {}
-    frames = 0
+    features: dict[str, list[Tensor]] = {"predicted": [], "true": []}
+    single = protocol.spec["single_sample"]
+    judges = judges or Judges()
     for clip in clips:
         if clip.key in seen:
             raise UserError(f"clip '{clip.key}': predicted twice")
@@ -85,10 +125,14 @@ def score_speech(
         clip, cut = _same_length(_checked(clip, protocol), protocol)
         if cut:
             dropped[clip.key] = cut
-        frames += len(clip.truth)
+        if judges.features is not None:
+            features["predicted"].append(judges.features(clip, clip.predicted[single]))
+            features["true"].append(judges.features(clip, clip.truth))
         for name, choices in protocol.metrics.items():
+            if choices["measure"] == "motion_frechet_distance":
+                continue
             try:
-                errors = _single_values(choices, clip, protocol, indices, faces)
+                errors = _single_values(choices, clip, protocol, indices, faces, judges)
             except ValueError as error:
                 raise UserError(f"clip '{clip.key}': metric '{name}' {error}") from error
             if errors.numel():
@@ -102,6 +146,11 @@ def score_speech(
 
     scores = {}
     for name, choices in protocol.metrics.items():
+        if choices["measure"] == "motion_frechet_distance":
+            moments = (mean_and_covariance(torch.stack(features[which])) for which in ("predicted", "true"))
+            scores[name] = metric_score(choices, protocol, {}, _scale(choices, protocol)[1])
+            scores[name]["value"] = frechet_distance(*next(moments), *next(moments)).item()
+            continue
         if not values[name]:
             raise UserError(f"metric '{name}': no clip has what it counts ({choices['pooling']})")
         scale, unit = _scale(choices, protocol)
@@ -145,7 +194,7 @@ def _checked(clip: Clip, protocol: Protocol) -> Clip:
                 f"clip '{clip.key}': {what} has shape {tuple(vertices.shape)}, but protocol '{protocol.name}' is for "
                 f"{protocol.spec['topology']}, (T, {expected[0]}, 3); score with a protocol of this topology"
             )
-        if not vertices.numel():
+        if what != "template" and not vertices.shape[-3]:
             raise UserError(f"clip '{clip.key}': {what} has no frames")
         if not torch.isfinite(vertices).all():
             raise UserError(f"clip '{clip.key}': {what} holds values that are not finite (NaN or infinity)")
@@ -195,10 +244,15 @@ def _single_values(
     protocol: Protocol,
     regions: Mapping[str, Tensor],
     triangles: Tensor | None,
+    judges: Judges,
 ) -> Tensor:
     """The values of the sample that the protocol's rule chooses, or their mean over all samples."""
 
     def values(choices: Mapping[str, Any], number: int) -> Tensor:
+        if choices["measure"] in OF_CURVES:
+            return _curve_values(choices, clip, protocol, number)
+        if MEASURES[protocol.task][choices["measure"]].judge is not None:
+            return _judged_values(choices, clip, clip.predicted[number], judges)
         return _clip_values(choices, clip, protocol, regions, triangles, number)
 
     everyone = range(len(clip.predicted))
@@ -209,6 +263,52 @@ def _single_values(
             primary = protocol.metrics[protocol.spec["primary"]]
             return values(choices, min(everyone, key=lambda number: values(primary, number).mean().item()))
     return values(choices, protocol.spec["single_sample"])
+
+
+OF_CURVES = ("control_error", "control_dynamics_deviation", "rotation_speed", "rotation_deviation", "beat_alignment")
+
+
+def _curve_values(choices: Mapping[str, Any], clip: Clip, protocol: Protocol, number: int) -> Tensor:
+    """As :func:`_clip_values`, of rig controls or of the head's pose."""
+    frames, fps = len(clip.truth), protocol.spec["fps"]
+    if choices["measure"].startswith("control"):
+        if clip.controls is None or clip.true_controls is None or not clip.true_controls.shape[-1]:
+            raise ValueError("needs rig controls, which the system or the data does not have")
+        several = clip.controls if clip.controls.ndim == 3 else clip.controls[None]
+        predicted, true = several[number, :frames], clip.true_controls[:frames]
+        if predicted.shape != true.shape:
+            raise ValueError(f"got controls of shape {tuple(predicted.shape)}, expected {tuple(true.shape)}")
+        wanted = range(true.shape[1]) if choices["controls"] == "all" else choices["controls"]
+        chosen = torch.tensor(list(wanted))
+        if choices["measure"] == "control_error":
+            return rig.control_error(predicted, true, chosen)
+        deviation = rig.control_dynamics(true, chosen) - rig.control_dynamics(predicted, chosen)
+        return (deviation if choices["signed"] else deviation.abs())[None]
+    if clip.pose is None:
+        raise ValueError("needs the pose of the head, which the system does not predict")
+    pose = (clip.pose if clip.pose.ndim == 3 else clip.pose[None])[number, :frames]
+    match choices["measure"]:
+        case "rotation_speed":
+            return timing.rotation_speed(pose, fps)
+        case "rotation_deviation":
+            return pose.double().std(0, correction=0).mean()[None]
+    if clip.audio is None:
+        raise ValueError("needs the sound, which the data does not have")
+    energy = timing.sound_energy(clip.audio, SAMPLE_RATE, fps, frames)
+    moved = timing.beats(timing.rotation_speed(pose, fps))
+    return timing.beat_alignment(moved, timing.onsets(energy), fps, choices["sigma"])[None]
+
+
+def _judged_values(choices: Mapping[str, Any], clip: Clip, predicted: Tensor, judges: Judges) -> Tensor:
+    """As :func:`_clip_values`, by a judge."""
+    if choices["measure"] == "emotion_accuracy":
+        if clip.emotion is None:
+            raise ValueError("needs the clip's emotion, which the data does not have")
+        assert judges.emotion is not None
+        return torch.tensor([float(judges.emotion(clip, predicted) == clip.emotion)], dtype=torch.float64)
+    assert judges.lip_sync is not None
+    found = timing.lip_sync_error(*judges.lip_sync(clip, predicted), choices["largest_offset"])
+    return (found.distance if choices["measure"] == "lip_sync_distance" else found.confidence)[None]
 
 
 def _clip_values(

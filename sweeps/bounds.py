@@ -12,7 +12,7 @@ from datamodules.speech import SpeechDataModule
 from metrics.protocols import Protocol
 from metrics.score_speech import mean_motion, mean_offset, neutral_motion, score_speech
 from metrics.scoring import Scores
-from sweeps.score import score_photos, score_reconstruction, truths
+from sweeps.score import bind_judges, score_photos, score_reconstruction, speech_judges, truths
 
 
 def bounds(task: str, root: str, protocol: Protocol, config: str) -> Iterator[tuple[dict[str, Any], Scores, Protocol]]:
@@ -49,12 +49,13 @@ def bounds(task: str, root: str, protocol: Protocol, config: str) -> Iterator[tu
 
     data = SpeechDataModule(root, batch_size=1)
     split = protocol.spec["split"]
-    bound = protocol.bind_regions(data.regions)
+    bound = bind_judges(protocol.bind_regions(data.regions))
+    judges = speech_judges(bound)
     mean = mean_offset((clip.truth, clip.template) for clip in truths(data, "train"))
 
     def score(predict: Any) -> Scores:
         clips = (replace(clip, predicted=predict(clip.truth, clip.template)) for clip in truths(data, split))
-        return score_speech(clips, protocol, data.regions, data.topology.get("triangles"))
+        return score_speech(clips, bound, data.regions, data.topology.get("triangles"), judges)
 
     neutral = {"system": "neutral", "title": "Neutral face", "role": "floor"}
     yield neutral, score(neutral_motion), bound

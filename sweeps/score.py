@@ -17,7 +17,7 @@ from datamodules.speech import SpeechDataModule
 from metrics.alignment import chosen_caption
 from metrics.editing import identity_similarity, landmark_error
 from metrics.perceptual import pairwise_distance
-from metrics.protocols import Protocol, lip_error_variants, read_region
+from metrics.protocols import MEASURES, Protocol, lip_error_variants, read_region
 from metrics.references import ReferenceKey, cached
 from metrics.score_faces import (
     GeneratedImages,
@@ -26,11 +26,11 @@ from metrics.score_faces import (
     score_generation,
     score_inversion,
 )
-from metrics.score_speech import Clip, score_speech
+from metrics.score_speech import Clip, Judges, score_speech
 from metrics.scoring import Scores
 from trainers import backbones
 from trainers.nets.extractors import to_bytes
-from trainers.predictions import read_description, read_images, read_vertices
+from trainers.predictions import read_curves, read_description, read_images, read_vertices
 
 BATCH = 64
 COORDINATES = {"metre": "m", "millimetre": "mm", "dimensionless": "normalised"}
@@ -78,7 +78,7 @@ def score(
             )
         return _score_generation(read_images(predictions), str(predictions), faces, protocol)
     protocol = _whole_split(protocol, faces)
-    judges = Judges(protocol)
+    judges = ImageJudges(protocol)
     photos = judges.photos(faces)
     if description["keys"] != list(photos.key):
         raise UserError(f"{path}: {len(description['keys'])} images, protocol scores the first {len(photos.key)}")
@@ -139,12 +139,40 @@ def _score_speech(
                 "score with a protocol of this data"
             )
     given = speech.regions | {name: read_region(name, file) for name, file in regions.items()}
-    bound = protocol.bind_regions(given)
+    bound = bind_judges(protocol.bind_regions(given))
+
+    def curves(key: str, kind: str) -> Tensor | None:
+        array = read_curves(predictions, key, kind)
+        return None if array is None else torch.from_numpy(array)
+
     clips = (
-        replace(truth, predicted=torch.from_numpy(read_vertices(predictions, truth.key)))
+        replace(
+            truth,
+            predicted=torch.from_numpy(read_vertices(predictions, truth.key)),
+            controls=curves(truth.key, "controls"),
+            pose=curves(truth.key, "pose"),
+        )
         for truth in truths(speech, protocol.spec["split"])
     )
-    return score_speech(clips, bound, given, speech.topology.get("triangles")), bound
+    return score_speech(clips, bound, given, speech.topology.get("triangles"), speech_judges(bound)), bound
+
+
+def speech_judges(protocol: Protocol) -> Judges:
+    """The networks that judge motion, as the protocol names them."""
+    needed = {MEASURES[protocol.task][metric["measure"]].judge for metric in protocol.metrics.values()}
+    if "motion" not in needed:
+        return Judges()
+    network = backbones.load(protocol.spec["judges"]["motion"]["name"], "motion")
+
+    @torch.inference_mode()
+    def emotion(clip: Clip, vertices: Tensor) -> str:
+        return network.emotions[int(network(vertices, clip.template).argmax())]
+
+    @torch.inference_mode()
+    def features(clip: Clip, vertices: Tensor) -> Tensor:
+        return network.features(vertices, clip.template)
+
+    return Judges(emotion, features)
 
 
 def _coordinates(speech: SpeechDataModule) -> str:
@@ -160,8 +188,21 @@ def truths(data: SpeechDataModule, split: str) -> Iterator[Clip]:
     for batch in data.loader(split):
         for i, key in enumerate(batch.key):
             vertices = batch.vertices[i, : batch.lengths[i]]
-            audio = batch.audio[i, : batch.audio_lengths[i]]
-            yield Clip(key, vertices, vertices, batch.template[i], audio, batch.phonemes[i], data.fps)
+            controls, pose = batch.weights[i, : batch.lengths[i]], batch.pose[i, : batch.lengths[i]]
+            number = int(batch.emotion[i])
+            yield Clip(
+                key=key,
+                predicted=vertices,
+                truth=vertices,
+                template=batch.template[i],
+                audio=batch.audio[i, : batch.audio_lengths[i]],
+                phonemes=batch.phonemes[i],
+                fps=data.fps,
+                emotion=None if number < 0 else data.manifest.fields["emotions"][number],
+                controls=controls,
+                true_controls=controls,
+                pose=pose,
+            )
 
 
 def score_reconstruction(generator: str, inverter: str, root: str, protocol: Protocol) -> tuple[Scores, Protocol]:
@@ -172,7 +213,7 @@ def score_reconstruction(generator: str, inverter: str, root: str, protocol: Pro
         root: data folder.
         protocol: of the task face-editing.
     """
-    judges = Judges(_whole_split(protocol, FaceDataModule(root, batch_size=BATCH)))
+    judges = ImageJudges(_whole_split(protocol, FaceDataModule(root, batch_size=BATCH)))
     synthesis, invert = backbones.load(generator, "generator").synthesis, backbones.load(inverter, "inverter")
     faces = FaceDataModule(root, batch_size=BATCH)
 
@@ -310,11 +351,11 @@ def bind_judges(protocol: Protocol) -> Protocol:
     Raises:
         UserError: weights that cannot be had; says how to get them.
     """
-    judges = protocol.spec["judges"].items()
+    judges = protocol.spec.get("judges", {}).items()
     return protocol.bind({f"judges.{role}.sha256": backbones.weight_hash(judge["name"]) for role, judge in judges})
 
 
-class Judges:
+class ImageJudges:
     """The networks that judge edited images, as the protocol names them.
 
     Attributes:

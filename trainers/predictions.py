@@ -4,6 +4,8 @@ One folder for one system on one split::
 
     predictions.json       task, system, seed, data and what the arrays hold; written last
     <clip>.npy             speech-to-mesh: (T, V, 3) float32 vertices in metres, or (S, T, V, 3) of S samples
+    <clip>.controls.npy    (T, C) or (S, T, C) rig controls, of systems in the space of a rig
+    <clip>.pose.npy        (T, 3) or (S, T, 3) rotation vectors of the head in radians, of systems that turn it
     batch-00000.npz        face-editing: uint8 images; "keys" (B,), "inversion" (B, H, W, 3) and for each
                            attribute (S, B, H, W, 3), one for each strength
                            text-to-face: "keys" (B,) and "images" (K, B, H, W, 3), K for each caption
@@ -81,9 +83,9 @@ class PredictionWriter(BasePredictionWriter):
         self.keys.append(keys)
         info: Any = pl_module.info
         if info.task == "speech-to-mesh":
-            for key, vertices in prediction.items():
-                _write_array(self.folder / f"{key}.npy", vertices.float().cpu().numpy())
-                self.items += len(vertices)
+            for name, array in prediction.items():
+                _write_array(self.folder / f"{name}.npy", array.float().cpu().numpy())
+                self.items += math.prod(array.shape[:-2]) if name in keys else 0
         elif keys:
             images = {name: _pixels(value)[..., real, :, :, :] for name, value in prediction.items()}
             self.items += sum(math.prod(array.shape[:-3]) for array in images.values())
@@ -147,6 +149,12 @@ def read_vertices(folder: Path, key: str) -> np.ndarray:
     if not path.is_file():
         raise UserError(f"{path}: no prediction for clip '{key}'; predict the whole split")
     return np.load(path, allow_pickle=False)
+
+
+def read_curves(folder: Path, key: str, kind: str) -> np.ndarray | None:
+    """One clip's ``controls`` or ``pose``; None of a system that predicts none."""
+    path = Path(folder) / f"{key}.{kind}.npy"
+    return np.load(path, allow_pickle=False) if path.is_file() else None
 
 
 def read_images(folder: Path) -> Iterator[dict[str, np.ndarray]]:

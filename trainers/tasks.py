@@ -6,6 +6,7 @@ one method the task asks for. Data checks, checkpoint identity, validation, test
 
 import hashlib
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -337,7 +338,7 @@ class SpeechToMesh(System):
 
     def _measure(self, batch: SpeechBatch, split: str) -> None:
         # Of several samples the first is measured; of styles all: which is the best cannot be told without the truth.
-        predicted = self.predictions(batch) if self.every_style else self.animate(batch)[None]
+        predicted = self.predictions(batch, self.animate) if self.every_style else self.animate(batch)[None]
         for i in batch.real.nonzero()[:, 0].tolist():
             truth = batch.vertices[i, : batch.lengths[i]]
             for clip in predicted[:, i, : batch.lengths[i]]:
@@ -347,26 +348,44 @@ class SpeechToMesh(System):
         self.log(f"{split}/mve{self.suffix}", self.vertex_error, batch_size=len(batch))
 
     def predict_step(self, batch: SpeechBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Key -> (T, V, 3) vertices in metres of the real clips, or (S, T, V, 3) of several samples or styles."""
-        predicted = self.predictions(batch)
-        single = predicted[0] if len(predicted) == 1 else predicted
-        return {batch.key[i]: single[..., i, : batch.lengths[i], :, :] for i in batch.real.nonzero()[:, 0].tolist()}
+        """Key -> (T, V, 3) vertices in metres of the real clips, or (S, T, V, 3) of several samples or styles.
 
-    def predictions(self, batch: SpeechBatch) -> Tensor:
+        ``key.pose`` -> (T, 3) or (S, T, 3) likewise, of a system that turns the head: one that has ``head_pose``.
+        """
+        found = {"": self.predictions(batch, self.animate)}
+        turn: Any = getattr(self, "head_pose", None)
+        if turn is not None:
+            found[".pose"] = self.predictions(batch, turn)
+        return self.by_clip(batch, found)
+
+    def by_clip(self, batch: SpeechBatch, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Ending -> (S, B, T, ...) as key with ending -> (T, ...), or (S, T, ...) where S is above 1."""
+        clips = {}
+        for i in batch.real.nonzero()[:, 0].tolist():
+            for ending, values in found.items():
+                clip = values[:, i, : batch.lengths[i]]
+                clips[batch.key[i] + ending] = clip[0] if len(clip) == 1 else clip
+        return clips
+
+    def predictions(self, batch: SpeechBatch, function: Callable[[SpeechBatch], Tensor]) -> Tensor:
         """Every sample, or every training subject's style where the policy for unseen speakers asks for it.
 
+        Args:
+            batch: the clips.
+            function: :meth:`animate`, or another that gives (B, T, ...).
+
         Returns:
-            (S, B, T, V, 3) vertices in metres.
+            (S, B, T, ...).
         """
         if not self.every_style:
-            return torch.stack([self._drawn(batch, number) for number in range(self.samples)])
+            return torch.stack([self._drawn(batch, function, number) for number in range(self.samples)])
         styles = (torch.full_like(batch.subject_index, number) for number in range(len(self.subjects)))
-        return torch.stack([self.animate(replace(batch, subject_index=style)) for style in styles])
+        return torch.stack([function(replace(batch, subject_index=style)) for style in styles])
 
-    def _drawn(self, batch: SpeechBatch, number: int) -> Tensor:
+    def _drawn(self, batch: SpeechBatch, function: Callable[[SpeechBatch], Tensor], number: int) -> Tensor:
         self.draw = number
         try:
-            return self.animate(batch)
+            return function(batch)
         finally:
             self.draw = 0
 
@@ -406,6 +425,15 @@ class SpeechToRig(SpeechToMesh):
                 f"model.rig: {len(self.rig.controls)} controls ({', '.join(self.rig.controls[:3])} ...), but "
                 f"{data.root} has {len(data.manifest.fields['controls'])}; name the rig that made the data"
             )
+
+    def predict_step(self, batch: SpeechBatch, batch_idx: int) -> dict[str, Tensor]:
+        """As :meth:`SpeechToMesh.predict_step`, and ``key.controls`` -> (T, C) or (S, T, C)."""
+        controls = self.predictions(batch, self.control)
+        found = {"": torch.stack([self.rig(batch.template, draw) for draw in controls]), ".controls": controls}
+        turn: Any = getattr(self, "head_pose", None)
+        if turn is not None:
+            found[".pose"] = self.predictions(batch, turn)
+        return self.by_clip(batch, found)
 
     def _measure(self, batch: SpeechBatch, split: str) -> None:
         if self.num_vertices:

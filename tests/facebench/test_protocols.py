@@ -41,7 +41,7 @@ def protocol_file(tmp_path_factory):
     spec = Protocol.read("demo-speech").spec
     metrics = {"metrics": {"lve_l2": spec["metrics"]["lve_l2"]}, "regions": {"lips": {"count": None, "sha256": None}}}
     path = tmp_path_factory.mktemp("protocols") / "mine.yaml"
-    here = {"topology": "test", "vertices": 12, "unseen_speaker": "fixed:0"}
+    here = {"topology": "test", "vertices": 12, "unseen_speaker": "fixed:0", "judges": {}}
     path.write_text(yaml.safe_dump({**spec, **here, **metrics}))
     return path
 

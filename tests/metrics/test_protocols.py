@@ -33,27 +33,30 @@ def test_shipped_protocols_are_complete(name):
     assert all(metric["title"] and metric["description"] for metric in protocol.metrics.values())
 
 
+JUDGES = {"judges.motion.sha256": "0"}
+
+
 def test_id_needs_every_choice():
     protocol = Protocol.read("demo-speech")
     with pytest.raises(UserError, match=r"regions.lips.sha256.* not bound"):
         _ = protocol.id
-    bound = protocol.bind_regions(REGIONS)
+    bound = protocol.bind_regions(REGIONS).bind(JUDGES)
     assert bound.id.startswith("demo-speech-")
     assert bound.bind_regions({**REGIONS, "lips": [1, 3]}).id == bound.id  # a region is a set
-    assert Protocol.read("demo-speech").bind_regions(REGIONS).id == bound.id
+    assert Protocol.read("demo-speech").bind_regions(REGIONS).bind(JUDGES).id == bound.id
 
 
 def test_id_changes_with_every_choice_but_not_with_words(tmp_path):
-    bound = Protocol.read("demo-speech").bind_regions(REGIONS)
+    bound = Protocol.read("demo-speech").bind_regions(REGIONS).bind(JUDGES)
 
     def id_after(change):
-        return Protocol.read(written(tmp_path, change)).bind_regions(REGIONS).id
+        return Protocol.read(written(tmp_path, change)).bind_regions(REGIONS).bind(JUDGES).id
 
     assert id_after(lambda spec: spec.update(description="other words")) == bound.id
     assert id_after(lambda spec: spec["metrics"]["mve"].update(title="other words")) == bound.id
     assert id_after(lambda spec: spec.update(fps=25)) != bound.id
     assert id_after(lambda spec: spec["metrics"]["mve"].update(pooling="clips")) != bound.id
-    other = Protocol.read("demo-speech").bind_regions({**REGIONS, "lips": [1, 2]})
+    other = Protocol.read("demo-speech").bind_regions({**REGIONS, "lips": [1, 2]}).bind(JUDGES)
     assert other.id != bound.id
 
 

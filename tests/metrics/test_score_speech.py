@@ -8,7 +8,7 @@ import torch
 from datamodules.errors import UserError
 from metrics.protocols import Protocol
 from metrics.samples import shuffled
-from metrics.score_speech import Clip, mean_motion, mean_offset, neutral_motion, score_speech
+from metrics.score_speech import Clip, Judges, mean_motion, mean_offset, neutral_motion, score_speech
 
 REGIONS = {"lips": [0, 1], "upper_face": [2], "upper_lip_inner": [0], "lower_lip_inner": [1]}
 TEMPLATE = torch.zeros(4, 3)
@@ -16,7 +16,8 @@ TEMPLATE = torch.zeros(4, 3)
 
 def speech_protocol(**changes):
     protocol = Protocol.read("demo-speech")
-    return Protocol(protocol.name, protocol.task, {**protocol.spec, "vertices": 4, **changes})
+    spec = {**protocol.spec, "vertices": 4, "judges": {}, **changes}
+    return Protocol(protocol.name, protocol.task, spec)
 
 
 def clip(key, frames, offset, truth_frames=None):
@@ -241,3 +242,84 @@ def test_policies_for_speakers_never_seen(policy: str, expected: tuple[float, fl
     scores = score_speech(clips, protocol, REGIONS).metrics
     assert tuple(scores["lve_l2"]["per_sample"].values()) == pytest.approx(expected)
     assert tuple(scores["mve"]["per_sample"].values()) == pytest.approx([value / 4 for value in expected])
+
+
+JUDGE = {"motion": {"name": "demo:somebody", "sha256": "0"}}
+
+
+def curve_metrics(**choices):
+    """A protocol of one metric."""
+    return {"metrics": {"value": {"title": "", "description": "", **choices}}, "primary": "value"}
+
+
+def test_a_judge_says_which_emotion_is_shown() -> None:
+    protocol = speech_protocol(judges=JUDGE, **curve_metrics(measure="emotion_accuracy", pooling="clips"))
+    judges = Judges(emotion=lambda clip, vertices: "happy" if vertices[0, 0, 1] > 0.002 else "sad")
+    clips = [replace(clip(key, 2, offset), emotion="happy") for key, offset in (("a", 3.0), ("b", 1.0), ("c", 4.0))]
+    scores = score_speech(clips, protocol, REGIONS, judges=judges).metrics["value"]
+    assert scores["per_sample"] == {"a": 1, "b": 0, "c": 1}
+    assert (scores["unit"], scores["higher_is_better"]) == ("share", True)
+    with pytest.raises(UserError, match="clip 'a': metric 'value' needs the clip's emotion"):
+        score_speech([replace(clips[0], emotion=None), clips[1]], protocol, REGIONS, judges=judges)
+
+
+def test_motions_are_compared_as_sets_by_the_judges_features() -> None:
+    protocol = speech_protocol(judges=JUDGE, **curve_metrics(measure="motion_frechet_distance"))
+    judges = Judges(features=lambda clip, vertices: 1000 * vertices[0, 0, 1:2].double())
+    offsets = torch.tensor([1.0, 2.0, 4.0])
+    clips = [clip(key, 2, offset) for key, offset in zip("abc", offsets.tolist(), strict=True)]
+    value = score_speech(clips, protocol, REGIONS, judges=judges).metrics["value"]["value"]
+    # Of one dimension it is (m1 - m2)^2 + (s1 - s2)^2; the truth stays at the template.
+    assert value == pytest.approx((offsets.mean() ** 2 + offsets.var()).item(), rel=1e-5)
+
+
+def test_rig_controls_by_hand() -> None:
+    predicted = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 12.0]])
+    with_controls = [replace(clip(k, 2, 0.0), controls=predicted, true_controls=torch.zeros(2, 3)) for k in "ab"]
+
+    def value(clips=with_controls, **choices) -> float:
+        return score_speech(clips, speech_protocol(**curve_metrics(**choices)), REGIONS).metrics["value"]["value"]
+
+    assert value(measure="control_error", controls="all", pooling="frames") == pytest.approx((5 + 12) / 2)
+    assert value(measure="control_error", controls=[0], pooling="frames") == pytest.approx(3 / 2)
+    dynamics = {"measure": "control_dynamics_deviation", "controls": "all", "pooling": "clips"}
+    assert value(**dynamics, signed=True) == pytest.approx(-(144 - 25) / 2)
+    assert value(**dynamics, signed=False) == pytest.approx((144 - 25) / 2)
+    draws = [replace(each, controls=torch.stack([predicted, 2 * predicted])) for each in with_controls]
+    assert value(draws, measure="control_error", controls=[0], pooling="frames") == pytest.approx(3 / 2)
+    with pytest.raises(UserError, match="clip 'a': metric 'value' needs rig controls, which the system"):
+        value([clip("a", 2, 0.0), clip("b", 2, 0.0)], measure="control_error", controls="all", pooling="frames")
+    with pytest.raises(UserError, match=r"got controls of shape \(2, 2\), expected \(2, 3\)"):
+        value(
+            [replace(each, controls=predicted[:, :2]) for each in with_controls],
+            measure="control_error",
+            controls="all",
+            pooling="frames",
+        )
+
+
+def test_head_motion_by_hand() -> None:
+    turning = torch.tensor([[0.0, 0.0, 0.0], [0.3, 0.4, 0.0], [0.0, 0.0, 0.0]])
+    clips = [replace(clip(key, 3, 0.0), pose=turning) for key in "ab"]
+
+    def value(**choices) -> float:
+        return score_speech(clips, speech_protocol(**curve_metrics(**choices)), REGIONS).metrics["value"]["value"]
+
+    assert value(measure="rotation_speed", pooling="frames") == pytest.approx(0.5 * 30)
+    expected = (turning.std(0, correction=0).sum() / 3).item()
+    assert value(measure="rotation_deviation", pooling="clips") == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(UserError, match="needs the pose of the head, which the system does not predict"):
+        score_speech(
+            [clip("a", 2, 0.0), clip("b", 2, 0.0)],
+            speech_protocol(**curve_metrics(measure="rotation_speed", pooling="frames")),
+            REGIONS,
+        )
+
+
+def test_data_of_rig_controls_alone_is_scored() -> None:
+    controls = torch.rand(4, 3)
+    empty = {"predicted": torch.zeros(4, 0, 3), "truth": torch.zeros(4, 0, 3), "template": torch.zeros(0, 3)}
+    clips = [Clip(key=key, **empty, controls=controls + 1, true_controls=controls, fps=30) for key in "ab"]
+    only = curve_metrics(measure="control_error", controls="all", pooling="clips")
+    protocol = speech_protocol(vertices=0, regions={}, **only)
+    assert score_speech(clips, protocol, {}).metrics["value"]["value"] == pytest.approx(3**0.5)
