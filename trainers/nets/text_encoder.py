@@ -1,11 +1,12 @@
 """A language model as an encoder of words: transformers' ``GPT2Model`` (Radford et al. 2019).
 
-A word's state is the mean of the last hidden states of its sub-tokens. Every text begins after GPT-2's own mark of a
-beginning: the network spends the state of the very first token on bookkeeping of its attention, whatever that token is,
-and without the mark the first word of a sentence, often the one that makes it a question, would be lost.
+A word's state is the mean of the hidden states of its sub-tokens: the last ones, or those of all layers. Every text
+begins after GPT-2's own mark of a beginning: the network spends the state of the very first token on bookkeeping of its
+attention, whatever that token is, and without the mark the first word of a sentence, often the one that makes it a
+question, would be lost.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer
@@ -14,6 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GPT2Config, GPT2Model, GPT2Tokenizer
 
 from datamodules.errors import UserError
+
+# Which hidden states make a word's state: the last; or the embeddings and every layer's, side by side. The last layer
+# serves the next word: in a small model words that are followed alike, such as "never" and "really", look alike there.
+Layers = Literal["last", "all"]
 
 
 class TextEncoder(nn.Module):
@@ -62,37 +67,43 @@ class TextEncoder(nn.Module):
 
     @property
     def dim(self) -> int:
-        """Width of a word's state."""
+        """Width of one layer's states."""
         return self.config.n_embd
 
-    def forward(self, texts: list[list[str]]) -> tuple[Tensor, Tensor]:
+    def width(self, layers: Layers) -> int:
+        """Width of a word's state."""
+        return self.dim * (self.config.n_layer + 1 if layers == "all" else 1)
+
+    def forward(self, texts: list[list[str]], layers: Layers = "last") -> tuple[Tensor, Tensor]:
         """Encodes texts, each a list of words, with or without their punctuation.
 
         Returns:
-            (B, N, D) float32, one state for each word and zero where padded, and how many words there are, (B,) int64.
+            (B, N, width) float32, one state for each word, zero where padded, and how many words there are, (B,) int64.
         """
-        states = [self.encode(words) for words in texts]
+        states = [self.encode(words, layers) for words in texts]
         return pad_sequence(states, batch_first=True), torch.tensor([len(words) for words in texts])
 
-    def encode(self, words: list[str]) -> Tensor:
-        """One text: (N, D). A word that is no token at all has a state of zeros."""
+    def encode(self, words: list[str], layers: Layers = "last") -> Tensor:
+        """One text: (N, width). A word that is no token at all has a state of zeros."""
         encoding = self.tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
-        states = self.token_states(encoding.ids)
+        states = self.token_states(encoding.ids, layers)
         owner = torch.tensor(encoding.word_ids, dtype=torch.int64, device=states.device)
-        sums = states.new_zeros(len(words), self.dim).index_add(0, owner, states)
+        sums = states.new_zeros(len(words), states.shape[1]).index_add(0, owner, states)
         return sums / owner.bincount(minlength=len(words)).clamp(min=1)[:, None]
 
-    def token_states(self, ids: list[int]) -> Tensor:
-        """Last hidden states of the tokens of one text, (M, D).
+    def token_states(self, ids: list[int], layers: Layers = "last") -> Tensor:
+        """Hidden states of the tokens of one text, (M, width).
 
         A text that is longer than the network's positions is read in windows that overlap by half, so that every token
         but those of the first window sees at least half a window of its past.
         """
         device = self.network.wte.weight.device
         half = (self.config.n_positions - 1) // 2
-        states = [torch.zeros(0, self.dim, device=device)]
+        states = [torch.zeros(0, self.width(layers), device=device)]
         for first in range(0, max(len(ids) - half, 1) if ids else 0, half):
             window = torch.tensor([[self.start, *ids[first : first + 2 * half]]], device=device)
-            read = self.network(window).last_hidden_state[0, 1:]
-            states.append(read if first == 0 else read[half:])
+            read = self.network(window, output_hidden_states=layers == "all")
+            chosen = torch.cat(read.hidden_states, dim=-1) if layers == "all" else read.last_hidden_state
+            seen = chosen[0, 1:]
+            states.append(seen if first == 0 else seen[half:])
         return torch.cat(states)

@@ -8,14 +8,17 @@ A reconstruction: of the paper only abstract and list of references were at hand
 come the inputs (sound, transcript, neutral mesh), the pretrained language model (GPT-2, by the survey) and its
 combination with acoustic features. What follows is ours:
 
-- Text: the state of each word is the mean of its sub-tokens' last hidden states, GPT-2 frozen. It stands in every frame
+- Text: the state of each word is the mean of its sub-tokens' last hidden states, GPT-2 frozen (the demo's small model
+  gives those of all its layers). It stands in every frame
   in which the word is said, zeros where nothing is said; a convolution over three frames narrows it.
 - Sound: one second of mel energies around each frame through MeshTalk's dilated convolutions (``mel100:80``). Any other
   speech encoder's states, interpolated to the frames and narrowed by a linear layer, can stand in their place.
 - Fusion: ``concat`` and a linear layer; ``gated``, a mixture whose shares follow from both; or ``tensor``, the outer
   product of both with a 1 appended (Zadeh et al. 2017, Tensor Fusion Network, which the paper refers to).
-- Decoder: the speaker's style is added, then residual dilated convolutions over time look as far ahead as back, since
-  brows move before the word that moves them; one linear layer gives the offsets from the template.
+- Decoder: a code of the speaker is added, and where ``emotions`` are named, one of the emotion and its intensity; then
+  residual dilated convolutions over time look as far ahead as back, since brows move before the word that moves them;
+  one linear layer gives the offsets from the template. The paper names no emotion as input; the demo gives it, as it
+  moves the upper face of that corpus far more than words do, and few sentences can be learned by heart with theirs.
 - Losses: squared error on vertices and, ten times as much, on their frame-to-frame differences (VOCA's weights).
 - Word times come with the data or from a file (:func:`datamodules.words.read_words`). A transcript without times is
   spread over the clip, each word as long as any other, and a warning says so; a clip without transcript is refused.
@@ -35,7 +38,9 @@ from datamodules.words import Word, spread_words, words_at_frames
 from trainers import backbones
 from trainers.measuring import SPLIT, clip_errors
 from trainers.nets.audio_windows import WindowEncoder
-from trainers.tasks import SpeechToMesh, SystemInfo
+from trainers.nets.speech_encoder import Alignment
+from trainers.nets.text_encoder import Layers
+from trainers.tasks import INTENSITIES, SpeechToMesh, SystemInfo
 
 Fusing = Literal["concat", "gated", "tensor"]
 
@@ -48,6 +53,7 @@ class JointAudioText(SpeechToMesh):
         subjects: training subjects in the order of their one-hot codes.
         encoder: of the sound: ``mel100:80``, or backbone specification of a speech encoder, frozen.
         text: backbone specification of the language model, frozen.
+        text_layers: whose states are read: its ``last`` one's, or ``all`` layers' side by side.
         modality: what it is given: both (``joint``), or as ablations ``audio`` or ``text`` alone.
         fusion: how both are joined: ``concat``, ``gated`` or ``tensor``.
         fps: frames per second of the data.
@@ -59,6 +65,7 @@ class JointAudioText(SpeechToMesh):
         unit: metres; offsets are learned and losses measured in it, 0.001 for millimetres.
         lr: learning rate of Adam.
         unseen: who stands in for a speaker never seen, see :class:`trainers.tasks.SpeechToMesh`.
+        emotions: the data's, in order, to be told which of them a clip has; None not to be told, as in the paper.
     """
 
     info = SystemInfo(
@@ -70,7 +77,7 @@ class JointAudioText(SpeechToMesh):
         url="https://arxiv.org/abs/2112.02214",
         basis="reconstruction",
     )
-    conditions = ("subject", "transcript", "words")
+    conditions = ("subject", "emotion", "intensity", "transcript", "words")
     vertex_weights: Tensor
 
     def __init__(
@@ -79,6 +86,7 @@ class JointAudioText(SpeechToMesh):
         subjects: list[str],
         encoder: str = "mel100:80",
         text: str = "hub:gpt2",
+        text_layers: Layers = "last",
         modality: Literal["joint", "audio", "text"] = "joint",
         fusion: Fusing = "tensor",
         fps: float = 30.0,
@@ -90,11 +98,14 @@ class JointAudioText(SpeechToMesh):
         unit: float = 1.0,
         lr: float = 1e-4,
         unseen: str = "fixed:0",
+        emotions: list[str] | None = None,
     ) -> None:
         windows = encoder.startswith("mel100:")
-        super().__init__(num_vertices, subjects, encoder, "native" if windows else "interpolate_states", unseen=unseen)
+        alignment: Alignment = "native" if windows else "interpolate_states"
+        super().__init__(num_vertices, subjects, encoder, alignment, unseen=unseen, emotions=emotions)
         self.save_hyperparameters()
         self.modality = modality
+        self.text_layers: Layers = text_layers
         self.fps = fps
         self.velocity_weight = velocity_weight
         self.region_weights = region_weights or {}
@@ -109,10 +120,12 @@ class JointAudioText(SpeechToMesh):
         if modality != "audio":
             self.language = backbones.load(text, "text")
             self.frozen = (*self.frozen, "language")
-            self.meaning = nn.Conv1d(self.language.dim, dim, kernel_size=3, padding=1)
+            self.meaning = nn.Conv1d(self.language.width(text_layers), dim, kernel_size=3, padding=1)
         if modality == "joint":
             self.fusion = Fusion(dim, fusion)
-        self.decoder = TemporalDecoder(num_vertices, len(subjects), dim, layers, dropout)
+        self.decoder = TemporalDecoder(
+            num_vertices, len(subjects) + INTENSITIES * len(self.emotions), dim, layers, dropout
+        )
         self.register_buffer("vertex_weights", torch.ones(num_vertices, 1), persistent=False)
 
     def setup(self, stage: str) -> None:
@@ -130,7 +143,7 @@ class JointAudioText(SpeechToMesh):
         for name, weight in self.region_weights.items():
             if name not in data.regions:
                 raise UserError(
-                    f"model.region_weights: {data.root} has no region '{name}', but {', '.join(data.regions)}"
+                    f"model.region_weights: {data.root} has no region '{name}'; name some of {', '.join(data.regions)}"
                 )
             self.vertex_weights[torch.as_tensor(data.regions[name])] = weight
 
@@ -178,7 +191,14 @@ class JointAudioText(SpeechToMesh):
             features = self.read(batch)
         else:
             features = self.fusion(self.hear(batch), self.read(batch))
-        return self.decoder(features, self.style(batch), batch.frame_mask)
+        return self.decoder(features, self.manner(batch), batch.frame_mask)
+
+    def manner(self, batch: SpeechBatch) -> Tensor:
+        """Code of the speaker and, where they are told, of emotion and intensity side by side, (B, codes)."""
+        if not self.emotions:
+            return self.style(batch)
+        felt = self.emotion(batch)[:, :, None] * self.intensity(batch)[:, None]
+        return torch.cat([self.style(batch), felt.flatten(1)], dim=-1)
 
     def hear(self, batch: SpeechBatch) -> Tensor:
         """Features of the sound at frames, (B, T, dim), undefined beyond a clip's end."""
@@ -191,9 +211,10 @@ class JointAudioText(SpeechToMesh):
         """Features of the text at frames, (B, T, dim), undefined beyond a clip's end."""
         frames = batch.vertices.shape[1]
         clips = [self.words(batch, i) for i in range(len(batch))]
-        states, _ = self.language([[word for word, _, _ in words] for words in clips])
-        # One scale for every language model: some dimensions of GPT-2's states are a hundred times larger than others.
-        states = pad(layer_norm(states, states.shape[-1:]), (0, 0, 0, 1))
+        states, _ = self.language([[word for word, _, _ in words] for words in clips], self.text_layers)
+        # One scale for all layers of all language models.
+        states = states.unflatten(-1, (-1, self.language.dim))
+        states = pad(layer_norm(states, states.shape[-1:]).flatten(2), (0, 0, 0, 1))
         said = torch.stack([torch.from_numpy(words_at_frames(words, frames, self.fps)) for words in clips])
         said = said.masked_fill(~batch.frame_mask.cpu(), -1).to(states.device)
         silent = states.shape[1] - 1
@@ -239,19 +260,19 @@ class Fusion(nn.Module):
 
 
 class TemporalDecoder(nn.Module):
-    """Features of frames and a style in, vertex offsets out: residual dilated convolutions, centred on each frame.
+    """Features of frames and a code of the manner in, vertex offsets out: residual dilated convolutions over time.
 
     Args:
         num_vertices: V of the mesh.
-        num_subjects: length of the one-hot style code.
+        code_size: length of the code of the manner.
         dim: width.
         layers: convolutions over three frames with dilations 1, 2, 4 ...
         dropout: while training.
     """
 
-    def __init__(self, num_vertices: int, num_subjects: int, dim: int, layers: int, dropout: float) -> None:
+    def __init__(self, num_vertices: int, code_size: int, dim: int, layers: int, dropout: float) -> None:
         super().__init__()
-        self.style = nn.Linear(num_subjects, dim, bias=False)
+        self.style = nn.Linear(code_size, dim, bias=False)
         self.convolutions = nn.ModuleList(
             nn.Conv1d(dim, dim, kernel_size=3, padding=2**i, dilation=2**i) for i in range(layers)
         )
@@ -265,7 +286,7 @@ class TemporalDecoder(nn.Module):
 
         Args:
             features: (B, T, dim).
-            style: (B, num_subjects).
+            style: (B, code_size), who speaks and how.
             mask: (B, T) bool, True where a frame is real.
 
         Returns:
