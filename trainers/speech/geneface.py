@@ -24,7 +24,8 @@ Deliberate differences:
 - The synchrony loss of the VAE is switched on by the first training batch where it is low enough (officially by a
   validation). Pairs that do not belong together: half from 2 to 5 frames away, half from anywhere in the batch
   (officially, by an oversight, always from the same clip).
-- Adam's rate is constant; officially it is warmed up over 1,000 steps and then decays slowly.
+- One rate for both stages, which decays exponentially as the VAE's does; officially that is also warmed up over 1,000
+  steps, and the expert's falls as a cosine.
 - Variances of landmarks to clamp, smoothing over time and injected blinks, which precede the renderer, are left out.
 """
 
@@ -34,6 +35,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy, cosine_similarity, gelu, leaky_relu, normalize, pad
 from torch.nn.utils.parametrizations import weight_norm
@@ -94,7 +96,8 @@ class GeneFace(Staged, SpeechToMesh):
         lle_weight: how far an adapted system's landmarks are moved to their projection onto the reference's, 0 to 1.
         stage_epochs: epochs of the expert; the rest of the run trains the VAE.
         unit: metres; landmark offsets are learned and losses measured in it. Officially about 0.01.
-        lr: learning rate of Adam.
+        lr: learning rate of Adam at the start.
+        decay_steps: steps in which it falls to a tenth.
         unseen: named in protocols alone, as it takes no subject.
         samples: predictions to draw for each clip.
     """
@@ -150,6 +153,7 @@ class GeneFace(Staged, SpeechToMesh):
         stage_epochs: list[int] = [10],  # noqa: B006
         unit: float = 0.01,
         lr: float = 5e-4,
+        decay_steps: int = 250_000,
         unseen: str = "fixed:0",
         samples: int = 1,
     ) -> None:
@@ -170,6 +174,7 @@ class GeneFace(Staged, SpeechToMesh):
         self.lle_weight = lle_weight
         self.unit = unit
         self.lr = lr
+        self.decay_steps = decay_steps
         self.register_buffer("landmarks", find_landmarks(landmarks, num_vertices), persistent=False)
         self.register_buffer("to_vertices", torch.zeros(LANDMARKS * 3, num_vertices * 3))
         self.register_buffer("sync_counts", torch.tensor(False))
@@ -234,9 +239,11 @@ class GeneFace(Staged, SpeechToMesh):
             "sync": self.sync_weight * self.sync_counts * sync,
         }
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam for both stages."""
-        return torch.optim.Adam([*self.expert.parameters(), *self.vae.parameters()], lr=self.lr)
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam for both stages, with a rate that decays exponentially."""
+        optimizer = torch.optim.Adam([*self.expert.parameters(), *self.vae.parameters()], lr=self.lr)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.1 ** (1 / self.decay_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @torch.no_grad()
     def animate(self, batch: SpeechBatch) -> Tensor:
