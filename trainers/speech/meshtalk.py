@@ -23,7 +23,9 @@ Deliberate differences:
 - Mean and spread of the vertices are those of the training clips; officially they come with the code.
 - A batch's clips can be shorter than a segment; losses are means over real frames. A batch of one clip has no other
   clip to exchange inputs with, and no cross-modality loss.
-- Training starts near the template: the U-Net's last layer begins with a hundredth of PyTorch's weights.
+- Training starts near the template, with codes that matter: beside PyTorch's, the initial weights of the U-Net's last
+  layer are a hundredth, those of its LSTM four times and those of the logits five times as large.
+- Of a large mesh, some vertices drawn anew for every step can stand for all in the reconstruction loss.
 - The learning rate falls at given epochs, officially at given iterations.
 - The demo hears by its frozen speech encoder and a linear layer (``encoder: demo:speech``): a minute is too short to
   learn to hear from mel energies. A learning rate of its own for the layers that read vertices is the demo's, too.
@@ -83,6 +85,7 @@ class MeshTalk(Staged, SpeechToMesh):
         stage_epochs: of the first stage.
         decay_epochs: the epoch, counted from the start of the run, in which each stage's learning rate falls to a
             tenth; never where not given.
+        sampled_vertices: how many vertices the reconstruction loss looks at in a step; all where not given.
         weight_decay: of the U-Net.
         temperature: scales the noise of the draws; 0 takes the likeliest code.
         samples: animations to draw for each clip.
@@ -129,6 +132,7 @@ class MeshTalk(Staged, SpeechToMesh):
         segments: list[int] | None = None,
         stage_epochs: list[int] | None = None,
         decay_epochs: list[int] | None = None,
+        sampled_vertices: int | None = None,
         weight_decay: float = 1e-3,
         temperature: float = 1.0,
         samples: int = 1,
@@ -148,6 +152,7 @@ class MeshTalk(Staged, SpeechToMesh):
         self.decay_epochs = decay_epochs
         if decay_epochs is not None and len(decay_epochs) != 2:
             raise UserError(f"model.decay_epochs: {decay_epochs}, expected two epochs, one for each stage")
+        self.sampled_vertices = sampled_vertices
         self.weight_decay = weight_decay
         self.temperature = temperature
         self.unit = unit
@@ -302,13 +307,13 @@ class MeshTalk(Staged, SpeechToMesh):
 
         def error(expression: Tensor, audio: Tensor, draws: Tensor, chosen: Tensor) -> Tensor:
             codes, _ = quantise(self.fusion(expression, audio), draws)
-            wanted = vertices if len(chosen) == self.num_vertices else vertices[:, :, chosen]
-            difference = (self.decode(template, codes, chosen) - wanted) / self.unit
+            difference = (self.decode(template, codes, chosen) - vertices[:, :, chosen]) / self.unit
             return difference[real].square()
 
-        everywhere = torch.arange(self.num_vertices, device=audio.device)
-        own = error(expression, audio, uniform[0], everywhere)
-        losses = {"reconstruction": own.mean(), "landmarks": weighted_mean(own, self.get_buffer("landmarks"))}
+        every = torch.arange(self.num_vertices, device=audio.device)
+        seen = every if self.sampled_vertices is None else torch.randperm(len(every))[: self.sampled_vertices].to(every)
+        own = error(expression, audio, uniform[0], seen)
+        losses = {"reconstruction": own.mean(), "landmarks": weighted_mean(own, self.get_buffer("landmarks")[seen])}
         if clips > 1:
             shifts = shifts or tuple(torch.randint(1, clips, (2,)).tolist())
             crossings = (
@@ -405,6 +410,8 @@ class FusionMLP(nn.Module):
             nn.LeakyReLU(SLOPE),
             nn.Linear(width, heads * classes),
         )
+        with torch.no_grad():
+            self.mlp[-1].get_parameter("weight").mul_(5)
 
     def forward(self, expression: Tensor, audio: Tensor) -> Tensor:
         """(B, T, expression_dim) and (B, T, audio_dim) -> (B, T, H, C)."""
@@ -434,6 +441,9 @@ class VertexUNet(nn.Module):
         with torch.no_grad():
             for parameter in self.decoder[-1].parameters():
                 parameter.mul_(0.01)
+            for name, parameter in self.temporal.named_parameters():
+                if name.startswith("weight"):
+                    parameter.mul_(4)
 
     def forward(self, template: Tensor, codes: Tensor, chosen: Tensor) -> Tensor:
         """(B, V·3) and (B, T, H·C) -> (B, T, chosen, 3): the vertices whose indices are chosen."""
@@ -604,8 +614,8 @@ def quantise(logprobs: Tensor, uniform: Tensor | None = None) -> tuple[Tensor, T
 
 
 def weighted_mean(error: Tensor, weights: Tensor) -> Tensor:
-    """Mean of errors (N, V, 3) with weights (V,)."""
-    return (error.mean(dim=(0, 2)) * weights).sum() / weights.sum()
+    """Mean of errors (N, V, 3) with weights (V,); 0 where these are."""
+    return (error.mean(dim=(0, 2)) * weights).sum() / weights.sum().clamp(min=1e-8)
 
 
 def smooth_over_time(vertices: Tensor, mask: Tensor, lengths: Tensor, taps: int = 9, sigma: float = 2.0) -> Tensor:

@@ -11,10 +11,12 @@ identity classified from the style, and adversarially, by gradient reversal, fro
 
 - Transformers of 4 layers, 256 wide, with sinusoidal positions; a style of 128 numbers, the mean over a clip.
 - The decoder makes motion of the content of speech and of the content of a motion alike, so that both mean the same.
-- A clip's style comes from another clip of the same speaker in the batch (cross-reconstruction), from itself where
-  there is none.
+- The content has mean 0 and deviation 1 over a clip (instance normalisation, as in voice conversion), so that how large
+  and how lopsided a speaker's motion is must come from the style.
+- A clip's style comes from another clip of the same speaker in the batch (cross-reconstruction); where there is none it
+  is the one remembered.
 - Phoneme and logarithm of its duration are predicted for every frame; FastSpeech 2 predicts them for every phoneme.
-- The adversary reads mean and deviation of the content over a clip.
+- The adversary reads the content's quantiles and its mean absolute velocity over a clip.
 - Losses: absolute error of the controls 1, of their velocity 0.5, from speech and from a motion's content; phonemes,
   durations, identity from the style and from the content 0.1 each.
 - A training subject's style is the running mean of its clips' styles.
@@ -41,6 +43,8 @@ from trainers.nets.speech_encoder import SAMPLE_RATE, TrainedPart
 from trainers.tasks import SpeechToRig, SystemInfo
 
 SHORTEST_REFERENCE = 30
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+SUMMARY = len(QUANTILES) + 1
 UNKNOWN = -100  # cross_entropy's own mark
 
 
@@ -130,7 +134,7 @@ class PersonalizedSpeech(SpeechToRig):
         self.phoneme_head = nn.Linear(dim, len(phonemes))
         self.duration_head = nn.Linear(dim, 1)
         self.identity_head = nn.Linear(style_dim, len(subjects))
-        self.adversary = nn.Sequential(nn.Linear(2 * dim, dim), nn.ReLU(), nn.Linear(dim, len(subjects)))
+        self.adversary = nn.Sequential(nn.Linear(SUMMARY * dim, dim), nn.ReLU(), nn.Linear(dim, len(subjects)))
         self.register_buffer("styles", torch.zeros(len(subjects), style_dim))
         self.register_buffer("style_counts", torch.zeros(len(subjects)))
 
@@ -147,7 +151,7 @@ class PersonalizedSpeech(SpeechToRig):
 
         Args:
             batch: the clips, of training subjects.
-            other: (B,) int64, the clip whose style each is given.
+            other: (B,) int64, the clip whose style each is given; its own number for the remembered style.
 
         Returns:
             ``motion`` and ``velocity`` from ``/speech`` and from ``/content``, ``phoneme``, ``duration``, ``identity``,
@@ -156,8 +160,10 @@ class PersonalizedSpeech(SpeechToRig):
         real = batch.frame_mask
         steps = real[:, 1:]
         own, content = self.expression_encoder(batch.weights, real)
-        self.remember(own.detach(), batch.subject_index)
-        style = own[other]
+        itself = other == torch.arange(len(other), device=other.device)
+        style = torch.where(itself[:, None], self.styles[batch.subject_index], own[other])
+        if self.training:
+            self.remember(own.detach(), batch.subject_index)
         heard = self.hear(batch, style)
         losses = {}
         for name, source in (("speech", heard), ("content", content)):
@@ -231,7 +237,7 @@ class PersonalizedSpeech(SpeechToRig):
         """Whether a linear probe names a test clip's speaker, 1 or 0: from its style, and from its content.
 
         The probe is a logistic regression, trained on the test clips of other folds; ``chance`` is one over the number
-        of speakers. The content of a clip is given as its mean and deviation over time.
+        of speakers. The content of a clip is given as the adversary sees it, see :func:`clip_summary`.
         """
         keys, speakers = [], []
         codes: dict[str, list[Any]] = {"style": [], "content": []}
@@ -280,12 +286,15 @@ class ExpressionEncoder(nn.Module):
             real: (B, T) bool.
 
         Returns:
-            style (B, style_dim), the mean over real frames, and content (B, T, dim).
+            style (B, style_dim), the mean over real frames, and content (B, T, dim), standardised over real frames.
         """
         x = self.input(motion)
         x = self.transformer(x + positions(x.shape[1], x.shape[2]).to(x), src_key_padding_mask=~real)
         weights = real[..., None] / real.sum(1)[:, None, None]
-        return (self.style(x) * weights).sum(1), self.content(x)
+        content = self.content(x)
+        content = content - (content * weights).sum(1, keepdim=True)
+        spread = ((content.square() * weights).sum(1, keepdim=True) + 1e-6).sqrt()
+        return (self.style(x) * weights).sum(1), content / spread
 
 
 class StyledTransformer(nn.Module):
@@ -368,11 +377,21 @@ def positions(length: int, dim: int) -> Tensor:
 
 
 def clip_summary(content: Tensor, real: Tensor) -> Tensor:
-    """Mean and standard deviation over the real frames of each clip: (B, T, dim) -> (B, 2·dim)."""
-    weights = real[..., None] / real.sum(1)[:, None, None]
-    mean = (content * weights).sum(1)
-    variance = ((content - mean[:, None]).square() * weights).sum(1)
-    return torch.cat([mean, (variance + 1e-8).sqrt()], dim=-1)
+    """Quantiles (5, 25, 50, 75 and 95 %) and mean absolute velocity over the real frames of each clip.
+
+    Args:
+        content: (B, T, dim).
+        real: (B, T) bool.
+
+    Returns:
+        (B, 6·dim).
+    """
+    rows = []
+    for clip, length in zip(content, real.sum(1).tolist(), strict=True):
+        frames = clip[:length]
+        quantiles = frames.quantile(frames.new_tensor(QUANTILES), dim=0)
+        rows.append(torch.cat([quantiles.flatten(), frames.diff(dim=0).abs().mean(0)]))
+    return torch.stack(rows)
 
 
 def same_speaker(subjects: Tensor) -> Tensor:

@@ -158,6 +158,10 @@ def test_losses_are_means_over_real_frames_and_decoding_some_vertices_is_decodin
     expected = mouth @ model.mouth / model.mouth.sum() + eyes @ model.eyes / model.eyes.sum()
     torch.testing.assert_close(losses["modality_crossing"], expected)
 
+    model.sampled_vertices = 12  # all of them, in any order
+    torch.testing.assert_close(
+        model.autoencoder_losses(batch.template, batch.vertices, audio, real, uniform, (1, 2)), losses
+    )
     clip = batch.clip(1)
     alone = model.autoencoder_losses(
         clip.template, clip.vertices, model.hear(clip, clip.vertices.shape[1]), clip.frame_mask

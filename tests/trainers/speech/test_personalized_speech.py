@@ -70,9 +70,21 @@ def test_gradients_come_back_reversed() -> None:
     assert x.grad.tolist() == [-3.0, -4.0]
 
 
-def test_summary_is_mean_and_deviation() -> None:
-    content, real = torch.tensor([[[1.0], [3.0], [100.0]]]), torch.tensor([[True, True, False]])
-    torch.testing.assert_close(clip_summary(content, real), torch.tensor([[2.0, 1.0]]))
+def test_summary_is_quantiles_and_velocity_of_real_frames() -> None:
+    content = torch.tensor([[[0.0], [4.0], [1.0], [2.0], [3.0], [99.0]]])
+    real = torch.tensor([[True] * 5 + [False]])
+    torch.testing.assert_close(
+        clip_summary(content, real), torch.tensor([[0.2, 1.0, 2.0, 3.0, 3.8, (4 + 3 + 1 + 1) / 4]])
+    )
+
+
+def test_content_does_not_know_how_large_a_motion_is() -> None:
+    torch.manual_seed(0)
+    encoder = ExpressionEncoder(controls=4, style_dim=3, dim=8, layers=1, heads=2, dropout=0.0).eval()
+    real = torch.tensor([[True] * 9 + [False] * 3])
+    _, content = encoder(torch.rand(1, 12, 4), real)
+    torch.testing.assert_close(content[:, :9].mean(1), torch.zeros(1, 8), rtol=0, atol=1e-5)
+    torch.testing.assert_close(content[:, :9].std(1, correction=0), torch.ones(1, 8), rtol=1e-3, atol=0)
 
 
 def test_positions_are_sines_and_cosines_of_any_length() -> None:
@@ -144,6 +156,16 @@ def test_the_adversary_pushes_content_away_from_the_speaker_and_identity_pulls_s
     assert torch.autograd.grad(losses["identity"], system.expression_encoder.style.weight)[0].abs().sum() > 0
 
 
+def test_style_is_another_clips_or_the_remembered_one(talking_root, system) -> None:
+    batch = batch_of(talking_root)
+    seen = []
+    with system.decoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1])):
+        system.losses(batch, torch.tensor([1, 1, 0, 3, 4, 5]))
+    own, _ = system.expression_encoder(batch.weights, batch.frame_mask)
+    torch.testing.assert_close(seen[0][[0, 2]], own[[1, 0]])
+    torch.testing.assert_close(seen[0][[1, 3, 4, 5]], system.styles[batch.subject_index[[1, 3, 4, 5]]])
+
+
 def test_remembered_styles_are_running_means(system) -> None:
     system.styles.zero_()
     system.remember(torch.tensor([[1.0] * 8, [3.0] * 8, [7.0] * 8]), torch.tensor([0, 0, 1]))
@@ -164,8 +186,8 @@ def test_a_reference_gives_a_copy_its_style(talking_root, system) -> None:
 def test_probes_are_measured_for_every_clip(talking_root, system) -> None:
     data = SpeechDataModule(str(talking_root), batch_size=3, predict_split="test")
     clips = [batch_of(talking_root, "train").clip(i) for i in range(6)]
-    for clip in clips:  # two speakers of whom one never opens the mouth
-        clip.weights = torch.rand_like(clip.weights) * (clip.subject[0] == "anna")
+    for clip in clips:  # two speakers, of whom one never opens the mouth
+        clip.weights = torch.full_like(clip.weights, 3.0 * (clip.subject[0] == "anna"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trainers.speech.personalized_speech.split_clips", lambda data: clips)
         series = system.measurements(data)
