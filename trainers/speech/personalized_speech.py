@@ -160,10 +160,10 @@ class PersonalizedSpeech(SpeechToRig):
         real = batch.frame_mask
         steps = real[:, 1:]
         own, content = self.expression_encoder(batch.weights, real)
-        itself = other == torch.arange(len(other), device=other.device)
-        style = torch.where(itself[:, None], self.styles[batch.subject_index], own[other])
         if self.training:
             self.remember(own.detach(), batch.subject_index)
+        itself = other == torch.arange(len(other), device=other.device)
+        style = torch.where(itself[:, None], self.styles[batch.subject_index], own[other])
         heard = self.hear(batch, style)
         losses = {}
         for name, source in (("speech", heard), ("content", content)):
