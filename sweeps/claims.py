@@ -7,7 +7,7 @@ suite file::
     claims:
       - text: Words let the model move the brows
         series: joint_audio_text/upper_face_error
-        lower: joint_audio_text_audio/upper_face_error
+        lower: joint_audio_text-audio/upper_face_error
       - text: A prompt costs at most 5 % of lip error
         series: expclip/lip_error_prompted
         at_most: expclip/lip_error
@@ -172,7 +172,7 @@ def _matrix(seeds: list[dict[str, float]], keys: list[str]) -> NDArray[np.float6
 def write_claims(folder: Path, claims: Iterable[Claim]) -> None:
     """Puts a suite's claims beside its results, as ``claims.yaml``."""
     raw = [
-        {"text": c.text, "series": c.series, c.relation: c.than, **({"margin": c.margin} if c.margin else {})}
+        {"text": c.text, "series": c.series, c.relation: c.than, **({"margin": c.margin} if c.relation in WITH_MARGIN else {})}
         for c in claims
     ]
     write_atomic(folder / "claims.yaml", yaml.safe_dump(raw, sort_keys=False, allow_unicode=True).encode())

@@ -294,12 +294,12 @@ class FaceDiffuser(MotionDiffusion):
         """Diversity and accuracy of 10 samples of every test clip by both samplers, mm, data in metres.
 
         Returns:
-            for ``ddpm`` and ``ddim``: ``<sampler> diversity``, the mean distance of a vertex between two samples;
-            ``<sampler> lve`` and ``<sampler> ce``, the lip-vertex error (L2, maximum) of the first and the best sample.
+            for ``ddpm`` and ``ddim``: ``<sampler>_diversity``, the mean distance of a vertex between two samples;
+            ``<sampler>_lve`` and ``<sampler>_ce``, the lip-vertex error (L2, maximum) of the first and the best sample.
         """
         lips = torch.as_tensor(data.regions["lips"])
         series: dict[str, dict[str, float]] = {
-            f"{sampler} {name}": {} for sampler in ETA for name in ("diversity", "lve", "ce")
+            f"{sampler}_{name}": {} for sampler in ETA for name in ("diversity", "lve", "ce")
         }
         for clip in split_clips(data):
             key = clip.key[0]
@@ -318,7 +318,7 @@ class FaceDiffuser(MotionDiffusion):
                     "ce": coverage_error(samples, clip.vertices[0], lips, "l2").mean(),
                 }
                 for name, error in errors.items():
-                    series[f"{sampler} {name}"][key] = 1e3 * error.item()
+                    series[f"{sampler}_{name}"][key] = 1e3 * error.item()
         return series
 
     def code(self, batch: SpeechBatch) -> Tensor:

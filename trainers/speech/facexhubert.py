@@ -124,16 +124,16 @@ class FaceXHuBERT(SpeechToMesh):
         """The emotion switch on the upper face, mm, data in metres.
 
         Returns:
-            ``true emotion`` and ``other emotion``: the error with the flag of the clip and with the other; ``moved``:
+            ``true_emotion`` and ``other_emotion``: the error with the flag of the clip and with the other; ``moved``:
             how far apart the two motions are. All are means over the region and the frames of a clip.
         """
         region = torch.as_tensor(data.regions["upper_face"])
-        series: dict[str, dict[str, float]] = {"true emotion": {}, "other emotion": {}, "moved": {}}
+        series: dict[str, dict[str, float]] = {"true_emotion": {}, "other_emotion": {}, "moved": {}}
         for batch in data.loader("test"):
             emotional = self.emotional(batch)
             true, other = self.animate_as(emotional, batch), self.animate_as(emotional.flip(-1), batch)
-            series["true emotion"] |= clip_errors(true, batch, region, "mean")
-            series["other emotion"] |= clip_errors(other, batch, region, "mean")
+            series["true_emotion"] |= clip_errors(true, batch, region, "mean")
+            series["other_emotion"] |= clip_errors(other, batch, region, "mean")
             series["moved"] |= clip_errors(other, replace(batch, vertices=true), region, "mean")
         return series
 

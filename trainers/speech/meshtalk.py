@@ -364,7 +364,7 @@ class MeshTalk(Staged, SpeechToMesh):
                 vertices = torch.as_tensor(data.regions[region])
                 for name in ("expression", "audio"):
                     moved = (meshes[name] - meshes["own"])[:, :, vertices].norm(dim=-1).mean() * 1e3
-                    series.setdefault(f"{region} by {name}", {})[clip.key[0]] = moved.item()
+                    series.setdefault(f"{region}_by_{name}", {})[clip.key[0]] = moved.item()
         return series
 
 

@@ -250,7 +250,8 @@ class ProbTalk3D(Staged, SpeechToRig):
             temperature; ``deterministic``, the same at temperature 0; ``emotion_first`` and ``emotion_others``, the
             share of draws, of the first or of all others, that show the right emotion at the system's own temperature;
             and, where there is a mesh, lip-vertex errors (L2, maximum, mm) at that temperature: ``lve`` of the first
-            draw, ``mee`` of the draws' mean, ``ce`` of the best draw.
+            draw, ``mee`` of the draws' mean, ``ce`` of the best draw; and ``vertex_diversity``, the mean distance (mm) of
+            a vertex between two draws, as the paper's script pairs them.
         """
         names = {f"diversity_{value}": value for value in MEASURED_TEMPERATURES} | {"deterministic": 0.0}
         series: dict[str, dict[str, float]] = {name: {} for name in (*names, "emotion_first", "emotion_others")}
@@ -258,7 +259,7 @@ class ProbTalk3D(Staged, SpeechToRig):
         mouth, lips = None, torch.as_tensor(data.regions.get("lips", []), dtype=torch.int64)
         if self.rig.offsets is not None:
             mouth = Rig(self.rig.controls, self.rig.offsets[:, lips])
-            series |= {"lve": {}, "mee": {}, "ce": {}}
+            series |= {"lve": {}, "mee": {}, "ce": {}, "vertex_diversity": {}}
         for clip in split_clips(data):
             key = clip.key[0]
             states, lengths = self.hear(clip)
@@ -271,6 +272,8 @@ class ProbTalk3D(Staged, SpeechToRig):
             series["emotion_first"][key] = float(right[0])
             series["emotion_others"][key] = right[1:].float().mean().item()
             if mouth is not None:
+                faces = self.rig(clip.template.expand(MEASURED_DRAWS, -1, -1), draws)
+                series["vertex_diversity"][key] = 1e3 * sample_diversity(faces, "halves").item()
                 spoken = mouth(clip.template[:, lips].expand(MEASURED_DRAWS, -1, -1), draws)
                 truth, everything = clip.vertices[0][:, lips], torch.arange(len(lips))
                 series["lve"][key] = 1e3 * lip_vertex_error(spoken[0], truth, everything, "l2").mean().item()

@@ -232,7 +232,7 @@ def test_another_frame_rate_is_refused(talking_root) -> None:
 
 def test_swaps_are_measured_for_every_test_clip(talking_root) -> None:
     series = system().eval().measurements(SpeechDataModule(str(talking_root), batch_size=3))
-    assert set(series) == {"lips by audio", "lips by expression", "upper_face by audio", "upper_face by expression"}
+    assert set(series) == {"lips_by_audio", "lips_by_expression", "upper_face_by_audio", "upper_face_by_expression"}
     assert all(len(values) == 3 and all(map(math.isfinite, values.values())) for values in series.values())
 
 
