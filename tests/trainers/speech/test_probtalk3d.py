@@ -113,7 +113,7 @@ def test_draws_grow_apart_with_temperature_and_are_the_nearest_at_zero(talking_r
 def test_a_draw_depends_on_key_and_number_alone(talking_root, speech_backbone) -> None:
     model, batch = system(speech_backbone, temperature=5.0, samples=2).eval(), batch_of(talking_root)
     torch.nn.init.normal_(model.prior.bottleneck.codebook.embedding.weight)
-    first, second = model.predictions(batch)
+    first, second = model.predictions(batch, model.animate)
     torch.manual_seed(99)
     assert torch.equal(model.animate(batch), first)
     assert not torch.equal(first, second)
