@@ -87,7 +87,7 @@ def check(golden: Golden) -> None:
 
     def check_loss(name: str, mode: str, clip: SpeechBatch) -> None:
         system.zero_grad()
-        system.teacher_forcing = mode == "tf"
+        system.past = {"tf": "true", "ar": "predicted"}[mode]
         speech, frames = system.hear(clip)
         loss = system.loss(speech, frames, clip)
         golden.close(f"{name}_{mode}_loss", loss)

@@ -76,7 +76,11 @@ def test_what_nobody_measured_is_an_error() -> None:
 
 def test_claims_of_a_suite_come_back(tmp_path) -> None:
     assert read_claims(tmp_path) == []
-    claims = [Claim("x", "a/e", "lower", "b/e"), Claim("y", "a/e", "at_most", 0.5, 0.05), Claim("z", "a/e", "ties", "b/e")]
+    claims = [
+        Claim("x", "a/e", "lower", "b/e"),
+        Claim("y", "a/e", "at_most", 0.5, 0.05),
+        Claim("z", "a/e", "ties", "b/e"),
+    ]
     write_claims(tmp_path, claims)
     assert read_claims(tmp_path) == claims
     assert claims[1].comparison == "a/e at most 0.5 + 5%"

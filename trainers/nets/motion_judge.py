@@ -20,6 +20,7 @@ class MotionJudge(nn.Module):
         dropout: while training.
     """
 
+    vertices: Tensor
     UNIT = 0.01  # metres: offsets of a face are of this size
 
     def __init__(

@@ -387,8 +387,7 @@ class FaceDiffuserRig(MotionDiffusion, SpeechToRig):
         unit: float = 1.0,
         lr: float = 1e-4,
     ) -> None:
-        SpeechToRig.__init__(
-            self,
+        super().__init__(
             rig,
             num_vertices,
             subjects,

@@ -57,7 +57,9 @@ class FaceFormer(SpeechToMesh):
         heads: attention heads of the decoder.
         dropout: in the decoder, while training.
         train_encoder: which part of the encoder is trained: ``none``, or its ``transformer`` as the official code does.
-        teacher_forcing: trains on the true past instead of the predicted one, all frames at once.
+        past: what a frame follows from in training: the ``predicted`` past, frame by frame, as the official script does;
+            the ``true`` one, all frames at once (teacher forcing); or a ``scheduled`` mix, whose share of true frames
+            falls from one to zero over the run.
         unit: metres; offsets are learned and the loss measured in it, 0.001 for millimetres.
         lr: learning rate of Adam.
         unseen: the training subject whose style stands in for a speaker never seen, ``fixed:k``.
@@ -84,14 +86,14 @@ class FaceFormer(SpeechToMesh):
         heads: int = 4,
         dropout: float = 0.1,
         train_encoder: TrainedPart = "transformer",
-        teacher_forcing: bool = False,
+        past: Literal["predicted", "true", "scheduled"] = "predicted",
         unit: float = 1.0,
         lr: float = 1e-4,
         unseen: str = "fixed:0",
     ) -> None:
         super().__init__(num_vertices, subjects, encoder, alignment, train_encoder, unseen)
         self.save_hyperparameters()
-        self.teacher_forcing = teacher_forcing
+        self.past = past
         self.unit = unit
         self.lr = lr
         self.encoder.classifier = None
@@ -141,12 +143,28 @@ class FaceFormer(SpeechToMesh):
         """
         count = speech.shape[1] // self.decoder.audio_per_frame
         target = ((batch.vertices[:, :count] - batch.template[:, None]) / self.unit).flatten(2)
-        if self.teacher_forcing:
-            predicted = self.decoder.teacher_forced(speech, self.style(batch), target)
+        style = self.style(batch)
+        if self.past == "predicted":
+            predicted = self.decoder(speech, style)
         else:
-            predicted = self.decoder(speech, self.style(batch))
+            past = target if self.past == "true" else self.mixed_past(speech, style, target)
+            predicted = self.decoder.teacher_forced(speech, style, past)
         real = torch.arange(count, device=frames.device) < frames[:, None]
         return (predicted - target)[real].square().mean()
+
+    @torch.no_grad()
+    def mixed_past(self, speech: Tensor, style: Tensor, target: Tensor) -> Tensor:
+        """Scheduled sampling in two passes (Mihaylova & Martins 2019): true frames, some replaced by predicted ones.
+
+        Args:
+            speech, style, target: as in :meth:`MotionDecoder.teacher_forced`.
+
+        Returns:
+            (B, T, V·3); the share of true frames is what is left of the run.
+        """
+        epochs = self.trainer.max_epochs or 1
+        keep = torch.rand(target.shape[:2], device=target.device) >= self.current_epoch / max(epochs - 1, 1)
+        return torch.where(keep[..., None], target, self.decoder.teacher_forced(speech, style, target))
 
 
 class MotionDecoder(nn.Module):

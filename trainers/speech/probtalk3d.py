@@ -250,8 +250,8 @@ class ProbTalk3D(Staged, SpeechToRig):
             temperature; ``deterministic``, the same at temperature 0; ``emotion_first`` and ``emotion_others``, the
             share of draws, of the first or of all others, that show the right emotion at the system's own temperature;
             and, where there is a mesh, lip-vertex errors (L2, maximum, mm) at that temperature: ``lve`` of the first
-            draw, ``mee`` of the draws' mean, ``ce`` of the best draw; and ``vertex_diversity``, the mean distance (mm) of
-            a vertex between two draws, as the paper's script pairs them.
+            draw, ``mee`` of the draws' mean, ``ce`` of the best draw; and ``vertex_diversity``, the mean distance (mm)
+            of a vertex between two draws, as the paper's script pairs them.
         """
         names = {f"diversity_{value}": value for value in MEASURED_TEMPERATURES} | {"deterministic": 0.0}
         series: dict[str, dict[str, float]] = {name: {} for name in (*names, "emotion_first", "emotion_others")}

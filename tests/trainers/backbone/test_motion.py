@@ -11,7 +11,9 @@ from trainers.backbone.motion import MotionTraining
 
 def fit(root, **changes) -> MotionTraining:
     torch.manual_seed(0)
-    model = MotionTraining(**{"emotions": list(EMOTIONS), "every": 40, "dropout": 0.0, "lr": 1e-2, "noise": 0.0, "louder": 0.0, **changes})
+    model = MotionTraining(
+        **{"emotions": list(EMOTIONS), "every": 40, "dropout": 0.0, "lr": 1e-2, "noise": 0.0, "louder": 0.0, **changes}
+    )
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=40,

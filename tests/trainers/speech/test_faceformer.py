@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -188,12 +189,31 @@ def test_checkpoint_holds_what_was_trained(talking_root, speech_backbone, tmp_pa
     assert torch.equal(loaded.animate(batch), model.eval().animate(batch))
 
 
-@pytest.mark.parametrize("teacher_forcing", [False, True])
-def test_it_learns_to_open_the_mouth_with_loudness(talking_root, speech_backbone, tmp_path, teacher_forcing) -> None:
-    model = system(speech_backbone, train_encoder="none", teacher_forcing=teacher_forcing, lr=0.01, dropout=0.0)
+@pytest.mark.parametrize("past", ["predicted", "true", "scheduled"])
+def test_it_learns_to_open_the_mouth_with_loudness(talking_root, speech_backbone, tmp_path, past) -> None:
+    model = system(speech_backbone, train_encoder="none", past=past, lr=0.01, dropout=0.0)
     fit(model, talking_root, tmp_path, epochs=60)
     batch = batch_of(talking_root)
     real = batch.frame_mask
     error = (model.eval().animate(batch) - batch.vertices)[real].square().mean()
     neutral = (batch.template[:, None] - batch.vertices)[real].square().mean()
     assert error < 0.3 * neutral
+
+
+def test_the_scheduled_past_goes_from_true_to_predicted(speech_backbone, monkeypatch) -> None:
+    model = system(speech_backbone, past="scheduled").eval()
+    torch.nn.init.normal_(model.decoder.vertex_decoder.weight, std=0.1)
+    states, style, target = torch.randn(2, 200, 16), torch.eye(2), torch.randn(2, 200, 36)
+    monkeypatch.setattr(FaceFormer, "trainer", SimpleNamespace(max_epochs=5))
+
+    def share_of_truth(epoch: int) -> float:
+        monkeypatch.setattr(FaceFormer, "current_epoch", epoch)
+        past = model.mixed_past(states, style, target)
+        true = (past == target).all(-1)
+        predicted = model.decoder.teacher_forced(states, style, target)
+        assert torch.equal(past[~true], predicted[~true])
+        return true.float().mean().item()
+
+    assert share_of_truth(0) == 1
+    assert share_of_truth(4) == 0
+    assert 0.4 < share_of_truth(2) < 0.6
