@@ -19,6 +19,7 @@ The kinds, and what each gives:
 ``text``        :class:`trainers.nets.text_encoder.TextEncoder`: lists of words -> one state for each word
                 (``mel100:80`` those of :class:`trainers.nets.audio_windows.WindowMel`, at 100 Hz)
 ``motion``      :class:`trainers.nets.motion_judge.MotionJudge`: vertices of a clip -> logits of emotions, features
+``lip_sync``    :class:`trainers.nets.syncnet.SyncNet`: pictures of a face and sound -> embeddings of both
 =============  ==========================================================================================
 
 The encoder that guides a training and the one that judges its result are different networks, always:
@@ -54,12 +55,14 @@ CLASSES = {
     "clip": "trainers.nets.extractors:CLIPEncoder",
     "landmarks": "trainers.nets.extractors:DlibLandmarks",
     "motion": "trainers.nets.motion_judge:MotionJudge",
+    "lip_sync": "trainers.nets.syncnet:SyncNet",
 }
 
 # How to get weights that others publish, by file name.
 PUBLISHED = {
     "inception-2015-12-05.pt": "clean-fid downloads it: cleanfid.downloads_helper.check_download_inception('FOLDER')",
     "shape_predictor_68_face_landmarks.dat": "dlib publishes it; hub:dlib-68 takes it from facebench[dlib]",
+    "syncnet_v2.model": "its authors publish it: run download_model.sh of github.com/joonson/syncnet_python, put it there",
 }
 
 

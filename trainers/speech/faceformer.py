@@ -57,7 +57,7 @@ class FaceFormer(SpeechToMesh):
         heads: attention heads of the decoder.
         dropout: in the decoder, while training.
         train_encoder: which part of the encoder is trained: ``none``, or its ``transformer`` as the official code does.
-        past: what a frame follows from in training: the ``predicted`` past, frame by frame, as the official script does;
+        past: what a frame follows from in training: the ``predicted`` past, frame by frame, as in the official script;
             the ``true`` one, all frames at once (teacher forcing); or a ``scheduled`` mix, whose share of true frames
             falls from one to zero over the run.
         unit: metres; offsets are learned and the loss measured in it, 0.001 for millimetres.
