@@ -82,14 +82,14 @@ class Entry:
 
     @classmethod
     def parse(cls, raw: Any, where: str) -> "Entry":
-        """A path, or a mapping with ``config``, ``name`` and ``changes``.
+        """A path, or a mapping with ``config``, ``name`` and, where it changes something, ``changes``.
 
         Raises:
             UserError: something else, or changes without a name.
         """
         if isinstance(raw, str):
             return cls(raw)
-        if not isinstance(raw, dict) or set(raw) != {"config", "name", "changes"}:
+        if not isinstance(raw, dict) or {"config", "name"} - set(raw) or set(raw) - {"config", "name", "changes"}:
             raise UserError(f"{where}: expected a config file, or config, name and changes")
         return cls(**raw)
 

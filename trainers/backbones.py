@@ -62,7 +62,7 @@ CLASSES = {
 PUBLISHED = {
     "inception-2015-12-05.pt": "clean-fid downloads it: cleanfid.downloads_helper.check_download_inception('FOLDER')",
     "shape_predictor_68_face_landmarks.dat": "dlib publishes it; hub:dlib-68 takes it from facebench[dlib]",
-    "syncnet_v2.model": "its authors publish it: run download_model.sh of github.com/joonson/syncnet_python, put it there",
+    "syncnet_v2.model": "its authors publish it: download_model.sh of github.com/joonson/syncnet_python",
 }
 
 

@@ -124,7 +124,7 @@ def test_a_changed_system_is_a_row_of_its_own(suite, tmp_path):
     )
 
 
-@pytest.mark.parametrize("entry", [{"config": "a.yaml"}, {"config": "a.yaml", "changes": {}, "colour": 1}, 3])
+@pytest.mark.parametrize("entry", [{"config": "a.yaml"}, {"config": "a.yaml", "name": "b", "colour": 1}, 3])
 def test_a_system_of_another_form_is_refused(suite, tmp_path, entry):
     path = tmp_path / "suite.yaml"
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "systems": [entry]}))
