@@ -116,7 +116,7 @@ def run_system(cell: Cell, protocol: Protocol, folder: Path) -> tuple[dict[str, 
     state = torch.load(run / LAST, map_location="cpu", weights_only=True)
     row = {
         "system": cell.system,
-        "title": description["title"] if cell.system == description["system"] else cell.system,
+        "title": title_of(cell.system, description),
         "role": "system",
         "costs": {
             "parameters": costs["parameters"],
@@ -129,6 +129,13 @@ def run_system(cell: Cell, protocol: Protocol, folder: Path) -> tuple[dict[str, 
     }
     row["series"] = json.loads((run / SERIES).read_text())
     return row, scores, bound
+
+
+def title_of(name: str, description: dict[str, Any]) -> str:
+    """``after CSTalk``; of a changed system, which a suite calls ``cstalk-plain``, ``after CSTalk (plain)``."""
+    if name == description["system"]:
+        return description["title"]
+    return f"{description['title']} ({name.removeprefix(description['system']).lstrip('-_')})"
 
 
 def measure(cell: Cell, checkpoint: Path) -> dict[str, dict[str, float]]:

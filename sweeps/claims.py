@@ -172,7 +172,12 @@ def _matrix(seeds: list[dict[str, float]], keys: list[str]) -> NDArray[np.float6
 def write_claims(folder: Path, claims: Iterable[Claim]) -> None:
     """Puts a suite's claims beside its results, as ``claims.yaml``."""
     raw = [
-        {"text": c.text, "series": c.series, c.relation: c.than, **({"margin": c.margin} if c.relation in WITH_MARGIN else {})}
+        {
+            "text": c.text,
+            "series": c.series,
+            c.relation: c.than,
+            **({"margin": c.margin} if c.relation in WITH_MARGIN else {}),
+        }
         for c in claims
     ]
     write_atomic(folder / "claims.yaml", yaml.safe_dump(raw, sort_keys=False, allow_unicode=True).encode())

@@ -115,7 +115,7 @@ def test_a_changed_system_is_a_row_of_its_own(suite, tmp_path):
     assert [cell.system for cell in both.cells()] == ["voca", "voca", "voca-linear"]
     results = read_results(run_suite(both, tmp_path / "out", jobs=1))
     systems = {result.system: result for result in results if result.role == "system"}
-    assert systems["voca-linear"].title == "voca-linear"
+    assert systems["voca-linear"].title == f"{systems['voca'].title} (linear)"
     assert systems["voca"].costs["parameters"] - systems["voca-linear"].costs["parameters"] == 2 * (128 + 1 + 36)
     (verdict,) = judge(read_claims(tmp_path / "out"), results)
     expected = systems["voca"].metrics["lve"]["per_sample"], systems["voca-linear"].metrics["lve"]["per_sample"]
