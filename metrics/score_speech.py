@@ -52,6 +52,7 @@ class Clip:
         controls: (T, C) or (S, T, C) predicted rig controls; None of a system without.
         true_controls: (T', C).
         pose: (T, 3) or (S, T, 3) predicted rotation vectors of the head in radians; None of a system without.
+        subject: who speaks, for judges that look at pictures.
     """
 
     key: str
@@ -65,6 +66,7 @@ class Clip:
     controls: Tensor | None = None
     true_controls: Tensor | None = None
     pose: Tensor | None = None
+    subject: str | None = None
 
 
 @dataclass(frozen=True)

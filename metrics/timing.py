@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -253,8 +254,8 @@ class LipSync(NamedTuple):
 def lip_sync_error(video: Tensor, audio: Tensor, largest: int = 15) -> LipSync:
     """LSE-D and LSE-C on embeddings of a SyncNet (Chung & Zisserman 2016), as lip-sync papers use them.
 
-    D_l is the mean over frames of ‖video_t − audio_{t+l}‖₂, for offsets l from −largest to largest; frames that have
-    no partner are left out.
+    D_l is the mean over frames of ‖video_t − audio_{t+l}‖₂, for offsets l from −largest to largest. As in the authors'
+    script (``calc_pdist`` of github.com/joonson/syncnet_python), an audio_{t+l} beyond the clip's ends is zero.
 
     Args:
         video: (T, D) embeddings of the rendered mouth.
@@ -265,19 +266,16 @@ def lip_sync_error(video: Tensor, audio: Tensor, largest: int = 15) -> LipSync:
         ValueError: not more frames than the largest offset.
 
     Example:
-        >>> audio = torch.eye(6)
+        >>> audio = torch.eye(4)
         >>> found = lip_sync_error(audio.roll(1, 0), audio, largest=1)
         >>> found.distance.item(), round(found.confidence.item(), 3)
-        (0.0, 1.414)
+        (0.25, 1.061)
     """
     if len(video) <= largest:
         raise ValueError(f"{len(video)} frames are too few for offsets up to {largest} frames")
-    means = []
-    for lag in range(-largest, largest + 1):
-        stop = len(video) - abs(lag)
-        pairs = video[max(-lag, 0) :][:stop].double() - audio[max(lag, 0) :][:stop].double()
-        means.append(pairs.norm(dim=1).mean())
-    distances = torch.stack(means)
+    padded = F.pad(audio.double(), (0, 0, largest, largest))
+    partners = (padded[first : first + len(video)] for first in range(2 * largest + 1))
+    distances = torch.stack([(video.double() - partner).norm(dim=1).mean() for partner in partners])
     return LipSync(distances.min(), distances.quantile(0.5) - distances.min())
 
 

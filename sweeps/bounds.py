@@ -50,7 +50,7 @@ def bounds(task: str, root: str, protocol: Protocol, config: str) -> Iterator[tu
     data = SpeechDataModule(root, batch_size=1)
     split = protocol.spec["split"]
     bound = bind_judges(protocol.bind_regions(data.regions))
-    judges = speech_judges(bound)
+    judges = speech_judges(bound, data, data.regions)
     mean = mean_offset((clip.truth, clip.template) for clip in truths(data, "train"))
 
     def score(predict: Any) -> Scores:

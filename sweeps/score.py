@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from cleanfid.resize import make_resizer
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from datamodules.errors import UserError
@@ -28,6 +29,7 @@ from metrics.score_faces import (
 )
 from metrics.score_speech import Clip, Judges, score_speech
 from metrics.scoring import Scores
+from sweeps.lip_sync import LipSyncJudge
 from trainers import backbones
 from trainers.nets.extractors import to_bytes
 from trainers.predictions import read_curves, read_description, read_images, read_vertices
@@ -61,7 +63,7 @@ def score(
         speech = SpeechDataModule(root, batch_size=1)
         _same_data(path, description["data"], speech.manifest.sha256, root)
         unseen = protocol.spec["unseen_speaker"]
-        if unseen not in ("none", description["unseen"]):
+        if unseen != "none" and description["unseen"] not in (None, unseen):
             raise UserError(
                 f"{path}: unseen speakers as '{description['unseen']}', "
                 f"protocol says '{unseen}'; predict again with model.unseen set to it"
@@ -154,14 +156,25 @@ def _score_speech(
         )
         for truth in truths(speech, protocol.spec["split"])
     )
-    return score_speech(clips, bound, given, speech.topology.get("triangles"), speech_judges(bound)), bound
+    judges = speech_judges(bound, speech, given)
+    return score_speech(clips, bound, given, speech.topology.get("triangles"), judges), bound
 
 
-def speech_judges(protocol: Protocol) -> Judges:
-    """The networks that judge motion, as the protocol names them."""
+def speech_judges(protocol: Protocol, data: SpeechDataModule, regions: Mapping[str, ArrayLike]) -> Judges:
+    """The networks that judge motion, as the protocol names them; ``data`` and ``regions`` say what is drawn for them.
+
+    Raises:
+        UserError: a judge of pictures, and a protocol that does not name the region of the face.
+    """
     needed = {MEASURES[protocol.task][metric["measure"]].judge for metric in protocol.metrics.values()}
+    lip_sync = None
+    if "lip_sync" in needed:
+        if "face" not in protocol.spec["regions"]:
+            raise UserError(f"protocol '{protocol.name}': judges.lip_sync looks at region 'face'; name it in regions")
+        network = backbones.load(protocol.spec["judges"]["lip_sync"]["name"], "lip_sync")
+        lip_sync = LipSyncJudge(network, data, regions["face"])
     if "motion" not in needed:
-        return Judges()
+        return Judges(lip_sync=lip_sync)
     network = backbones.load(protocol.spec["judges"]["motion"]["name"], "motion")
 
     @torch.inference_mode()
@@ -172,7 +185,7 @@ def speech_judges(protocol: Protocol) -> Judges:
     def features(clip: Clip, vertices: Tensor) -> Tensor:
         return network.features(vertices, clip.template)
 
-    return Judges(emotion, features)
+    return Judges(emotion, features, lip_sync)
 
 
 def _coordinates(speech: SpeechDataModule) -> str:
@@ -202,6 +215,7 @@ def truths(data: SpeechDataModule, split: str) -> Iterator[Clip]:
                 controls=controls,
                 true_controls=controls,
                 pose=pose,
+                subject=batch.subject[i],
             )
 
 

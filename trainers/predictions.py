@@ -106,7 +106,8 @@ class PredictionWriter(BasePredictionWriter):
             "data": trainer.datamodule.manifest.sha256,  # type: ignore[attr-defined]
             "split": trainer.datamodule.predict_split,  # type: ignore[attr-defined]
             "keys": [key for turn in batches for keys in turn for key in keys],
-            "unseen": getattr(pl_module, "unseen", None),
+            # A system that is not told the speaker has no policy for strangers.
+            "unseen": pl_module.unseen if "subject" in getattr(pl_module, "conditions", ()) else None,
             "strengths": getattr(pl_module, "strengths", None),
             "attributes": getattr(pl_module, "attributes", None),
             "caption": getattr(pl_module, "caption", None),

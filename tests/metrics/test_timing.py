@@ -103,17 +103,17 @@ def test_still_mouth_is_in_sync_with_nothing():
 
 def test_lip_sync_error_by_hand():
     audio = torch.tensor([[0.0], [1.0], [3.0], [6.0]])
-    video = torch.tensor([[1.0], [3.0], [6.0], [10.0]])  # one frame ahead of the sound
-    # Sound one frame later: 0; together: (1 + 2 + 3 + 4) / 4; one earlier: (3 + 5 + 7) / 3
+    video = torch.tensor([[1.0], [3.0], [6.0], [1.0]])  # one frame ahead of the sound, which is 0 beyond its ends
+    # Sound one frame later: (0 + 0 + 0 + 1) / 4; together: (1 + 2 + 3 + 5) / 4; one earlier: (1 + 3 + 5 + 2) / 4
     found = timing.lip_sync_error(video, audio, largest=1)
-    assert found.distance == 0
+    assert found.distance == 0.25
     assert found.confidence == 2.5
     distance, confidence = timing.LipSyncDistance(largest=1), timing.LipSyncConfidence(largest=1)
     for metric in (distance, confidence):
         metric.update(video, audio)
-        metric.update(audio, audio)  # 0 together; the others (1 + 2 + 3) / 3
-    assert distance.compute() == 0
-    assert confidence.compute() == (2.5 + 2) / 2
+        metric.update(audio, audio)  # 0 together; the others (1 + 2 + 3 + 6) / 4 and (0 + 1 + 2 + 3) / 4
+    assert distance.compute() == 0.25 / 2
+    assert confidence.compute() == (2.5 + 1.5) / 2
     with pytest.raises(ValueError, match="4 frames are too few for offsets up to 15 frames"):
         timing.lip_sync_error(video, audio)
 

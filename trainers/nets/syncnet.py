@@ -1,8 +1,8 @@
 """SyncNet, the network behind LSE-D and LSE-C: does a mouth move with what is heard?
 
-Chung & Zisserman, "Out of Time: Automated Lip Sync in the Wild", ACCV Workshops 2016. Layers, names and inputs are those
-of the authors' PyTorch release (github.com/joonson/syncnet_python, MIT), so that its ``syncnet_v2.model`` fits. The
-weights are not ours to ship: facebench was tested with random ones in the published layout, never run with the
+Chung & Zisserman, "Out of Time: Automated Lip Sync in the Wild", ACCV Workshops 2016. Layers, names and inputs are
+those of the authors' PyTorch release (github.com/joonson/syncnet_python, MIT), so that its ``syncnet_v2.model`` fits.
+The weights are not ours to ship: facebench was tested with random ones in the published layout, never run with the
 published ones. They were trained on television; on a rendered face read every value beside the ground truth's.
 """
 
@@ -119,7 +119,7 @@ class SyncNet(nn.Module):
         number = min(len(frames), len(audio) * FPS // SAMPLE_RATE) - WINDOW
         if number < 1:
             raise ValueError(f"needs at least {WINDOW + 1} frames of picture and sound at {FPS} fps")
-        device = self.netfclip[0].weight.device
+        device = next(self.parameters()).device
         sound = torch.from_numpy(mfcc(audio.cpu().numpy())).float().unfold(0, HEARD, STEP)
         seen, heard = [], []
         for start in range(0, number, BATCH):

@@ -93,8 +93,6 @@ class AdaMesh(Staged, SpeechToRig):
         top_k: most likely pose codes to draw from.
         temperature: of the draw; 0 takes the most likely code.
         stage_epochs: epochs of the first stage (expressions and VQ-VAE); the pose transformer takes the rest.
-        unseen: what a protocol asks for, as in :class:`trainers.tasks.SpeechToMesh`. Expressions know no speaker before
-            they are adapted, so it changes nothing.
     """
 
     info = SystemInfo(
@@ -147,9 +145,8 @@ class AdaMesh(Staged, SpeechToRig):
         top_k: int = 50,
         temperature: float = 1.0,
         stage_epochs: list[int] = [50],  # noqa: B006
-        unseen: str = "fixed:0",
     ) -> None:
-        super().__init__(rig, num_vertices, subjects, encoder=encoder, alignment="resample_pairs", unseen=unseen)
+        super().__init__(rig, num_vertices, subjects, encoder=encoder, alignment="resample_pairs")
         self.save_hyperparameters()
         self.lr = lr
         self.pose_lr = pose_lr

@@ -70,7 +70,6 @@ class CSTalk(Staged, SpeechToRig):
         correlation_weight: of the correlation loss; 0 is the ablation.
         stage_epochs: epochs of the first stage; the second lasts to the end of the run.
         lr: learning rate of Adam in both stages.
-        unseen: kept for the protocol; the system does not tell speakers apart.
     """
 
     info = SystemInfo(
@@ -104,7 +103,6 @@ class CSTalk(Staged, SpeechToRig):
         correlation_weight: float = 0.1,
         stage_epochs: list[int] = [50],  # noqa: B006 - read only; jsonargparse needs a plain default
         lr: float = 1e-4,
-        unseen: str = "fixed:0",
     ) -> None:
         super().__init__(
             rig,
@@ -113,7 +111,6 @@ class CSTalk(Staged, SpeechToRig):
             encoder=encoder,
             alignment="interpolate_states",
             train_encoder=train_encoder,
-            unseen=unseen,
             emotions=emotions,
         )
         self.save_hyperparameters()

@@ -71,7 +71,6 @@ class ExpCLIP(Staged, SpeechToRig):
         prompt_batch: prompts in a step of stage 1.
         stage_epochs: epochs of stage 1.
         lr: learning rates of the two stages, of AdamW.
-        unseen: named for the interface alone, see :class:`trainers.tasks.SpeechToMesh`.
     """
 
     info = SystemInfo(
@@ -114,7 +113,6 @@ class ExpCLIP(Staged, SpeechToRig):
         prompt_batch: int = 256,
         stage_epochs: Sequence[int] = (50,),
         lr: Sequence[float] = (1e-3, 1e-4),
-        unseen: str = "fixed:0",
     ) -> None:
         super().__init__(
             rig,
@@ -123,7 +121,6 @@ class ExpCLIP(Staged, SpeechToRig):
             encoder=encoder,
             alignment=alignment,
             train_encoder=train_encoder,
-            unseen=unseen,
         )
         self.save_hyperparameters()
         self.contrast = contrast

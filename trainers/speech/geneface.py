@@ -98,7 +98,6 @@ class GeneFace(Staged, SpeechToMesh):
         unit: metres; landmark offsets are learned and losses measured in it. Officially about 0.01.
         lr: learning rate of Adam at the start.
         decay_steps: steps in which it falls to a tenth.
-        unseen: named in protocols alone, as it takes no subject.
         samples: predictions to draw for each clip.
     """
 
@@ -154,10 +153,9 @@ class GeneFace(Staged, SpeechToMesh):
         unit: float = 0.01,
         lr: float = 5e-4,
         decay_steps: int = 250_000,
-        unseen: str = "fixed:0",
         samples: int = 1,
     ) -> None:
-        super().__init__(num_vertices, subjects, encoder, alignment, unseen=unseen, samples=samples)
+        super().__init__(num_vertices, subjects, encoder, alignment, samples=samples)
         self.save_hyperparameters()
         self.kl_weight = kl_weight
         self.continuity_weight = continuity_weight
