@@ -113,5 +113,5 @@ def test_protocol_names_what_is_drawn(head_root, protocol, tmp_path):
     spec = protocol.spec | {"regions": {}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(spec))
     data = SpeechDataModule(str(head_root), batch_size=1)
-    with pytest.raises(UserError, match="judges.lip_sync looks at region 'face'; name it in regions"):
+    with pytest.raises(UserError, match=r"judges\.lip_sync looks at region 'face'; name it in regions"):
         speech_judges(Protocol.read(tmp_path / "mine.yaml"), data, data.regions)

@@ -122,13 +122,13 @@ def test_network_is_the_published_one_window_by_window(published, tmp_path):
 def test_files_that_are_not_the_published_one(published, tmp_path):
     path = tmp_path / "syncnet_v2.model"
     spec = f"path:{path}"
-    with pytest.raises(UserError, match="no such weights; .*download_model.sh"):
+    with pytest.raises(UserError, match=r"no such weights; .*download_model\.sh"):
         backbones.load(spec, "lip_sync")
     torch.save(torch.nn.Linear(1, 1), path)
     with pytest.raises(UserError, match=r"which could run code.* convert it.*state_dict\(\)"):
         backbones.load(spec, "lip_sync")
     path.write_bytes(b"")
-    with pytest.raises(UserError, match="download syncnet_v2.model again"):
+    with pytest.raises(UserError, match=r"download syncnet_v2\.model again"):
         backbones.load(spec, "lip_sync")
     for other in ([1], {"netfcaud.0.weight": published["netfcaud.0.weight"]}):
         torch.save(other, path)
