@@ -42,7 +42,7 @@ lock: setup  ## resolve the dependencies anew into requirements.lock
 	  --python-version 3.11 --no-annotate --custom-compile-command "make lock" -o requirements.lock
 
 bench: setup  ## run every benchmark and print its table
-	for name in decoding metrics streaming; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in decoding metrics streaming speech; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 docs: setup  ## make the README's pictures anew, from the last demo (needs chromium)
 	$(BIN)/python -m docs.pictures
