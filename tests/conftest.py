@@ -143,6 +143,12 @@ def build_talking(root: Path, vertices: int = VERTICES) -> Path:
 
 
 @pytest.fixture(scope="session")
+def write_data():
+    """:func:`write_data_set`, for tests that make data of their own."""
+    return write_data_set
+
+
+@pytest.fixture(scope="session")
 def faces_root(tmp_path_factory) -> Path:
     """17 train, 4 val and 8 test images of 32 pixels."""
     return build_faces(tmp_path_factory.mktemp("faces"))
