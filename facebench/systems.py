@@ -1,28 +1,37 @@
 """``facebench systems``: every system with its task, paper, year and status."""
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from facebench.command import run_command
 
 
-def systems(task: str | None = None) -> None:
+def systems(task: str | None = None, papers: bool = False) -> None:
     """Lists the installed systems, ours and third parties'.
 
     Example:
-        facebench systems --task speech-to-mesh
+        facebench systems --task speech-to-mesh --papers
 
     Args:
         task: show one task only.
+        papers: print the full citation of each paper.
     """
     from trainers.tasks import registry
 
-    table = Table("system", "task", "paper", "year", "status", "takes, beside sound or image")
-    for name, system in registry().items():
+    shown = {name: system for name, system in registry().items() if task in (None, system.info.task)}
+    table = Table(
+        Column("system", no_wrap=True),
+        Column("task", no_wrap=True),
+        Column("paper", overflow="fold"),
+        "year",
+        Column("status", overflow="fold"),
+        Column("takes, beside sound", overflow="fold"),
+    )
+    for name, system in shown.items():
         info = system.info
+        paper = f"{info.title}\n[dim]{info.paper}[/dim]" if papers else info.title
         takes = ", ".join(getattr(system, "conditions", ()))
-        if task in (None, info.task):
-            table.add_row(name, info.task, f"{info.title}\n[dim]{info.paper}[/dim]", str(info.year), info.basis, takes)
+        table.add_row(name, info.task, paper, str(info.year), info.basis, takes)
     Console().print(table)
 
 

@@ -269,7 +269,7 @@ def test_measurements_of_every_test_clip(talking_root, speech_backbone) -> None:
     series = mesh_system(speech_backbone).measurements(SpeechDataModule(str(talking_root), batch_size=3))
     keys = set(batch_of(talking_root, "test").key)
     for sampler in ("ddpm", "ddim"):
-        assert all(set(series[f"{sampler} {name}"]) == keys for name in ("diversity", "lve", "ce"))
+        assert all(set(series[f"{sampler}_{name}"]) == keys for name in ("diversity", "lve", "ce"))
         for key in keys:
-            assert series[f"{sampler} diversity"][key] > 0
-            assert series[f"{sampler} ce"][key] <= series[f"{sampler} lve"][key]
+            assert series[f"{sampler}_diversity"][key] > 0
+            assert series[f"{sampler}_ce"][key] <= series[f"{sampler}_lve"][key]
