@@ -25,6 +25,7 @@ from itertools import accumulate, chain, count, islice, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from webdataset.tariterators import base_plus_ext
@@ -43,6 +44,8 @@ BUCKET = 1.1
 OPEN_SHARDS = 4 * SHUFFLE_WINDOW
 # A larger sample is refused before it is read.
 LARGEST_SAMPLE = 1 << 30
+# Tensors of a batch up to this many bytes are copied to the main process rather than shared with it.
+SMALL_TENSOR = 1 << 16
 
 OnBadSample = Literal["error", "skip"]
 
@@ -508,7 +511,7 @@ class Loader:
             sampler=plan,
             batch_size=None,
             num_workers=num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=_small_by_value,
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),  # starting an epoch must not move the generator that training draws from
         )
@@ -533,7 +536,7 @@ class Loader:
                 )
             if self.plan.shuffle:  # an evaluation that stopped early (a sanity check) starts over next time
                 self.plan.done += 1
-            yield batch
+            yield _tensors_again(batch)
         if self.plan.shuffle:
             self.plan.set_epoch(self.plan.epoch + 1)
 
@@ -562,5 +565,21 @@ class Loader:
         self.plan.load_state_dict(state)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _small_by_value(delivery: Any) -> Any:
+    """In a worker: makes arrays of a batch's small tensors, which then travel inside the message.
+
+    A tensor travels as a file descriptor of shared memory, which costs a third of a millisecond whatever its size.
+    """
+    if delivery.batch is not None:
+        for name, value in vars(delivery.batch).items():
+            if isinstance(value, torch.Tensor) and value.nbytes <= SMALL_TENSOR:
+                setattr(delivery.batch, name, value.numpy())
+    return delivery
+
+
+def _tensors_again(batch: Any) -> Any:
+    """Undoes :func:`_small_by_value`, in the main process."""
+    for name, value in vars(batch).items():
+        if isinstance(value, np.ndarray):
+            setattr(batch, name, torch.from_numpy(value))
     return batch
