@@ -10,6 +10,7 @@ VERBS = {
     "validate": "validate a trained system",
     "test": "test a trained system",
     "predict": "write a trained system's predictions",
+    "convert": "official weights to a run that predicts and is scored",
     "score": "score predictions under a protocol",
     "protocols": "list, show and compare the protocols; convert between lip vertex errors",
     "bench": "run a suite: systems x data x seeds",

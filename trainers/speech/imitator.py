@@ -373,7 +373,7 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ``PPE.pe``                                 left out: computed
     =========================================  =======================================================================
 
-    Lightning checkpoints put ``nn_model.`` before every name; take it away first.
+    Lightning checkpoints put ``nn_model.`` before every name; 'facebench convert' takes it away first.
     """
     return {official_name(key): value for key, value in state.items() if key != "PPE.pe"}
 
