@@ -86,8 +86,8 @@ def read_state(path: Path) -> dict:
         raise UserError(f"--weights {path}: not a readable safetensors file ({error})") from error
     except Exception as error:
         raise UserError(
-            f"--weights {path}: not a PyTorch file of tensors and plain containers ({type(error).__name__}), and others "
-            "could run code; save its state dict alone, with the official code that wrote it"
+            f"--weights {path}: not a PyTorch file of tensors and plain containers ({type(error).__name__}), and "
+            "others could run code; save its state dict alone, with the official code that wrote it"
         ) from error
     for wrapping in ("state_dict", "model"):
         state = state.get(wrapping, state) if isinstance(state, dict) else state
