@@ -205,6 +205,9 @@ def _checked(clip: Clip, protocol: Protocol) -> Clip:
             f"clip '{clip.key}': {clip.fps:g} frames per second, protocol '{protocol.name}' is for "
             f"{protocol.spec['fps']}; score with a protocol of this rate"
         )
+    for what, curves in (("controls", clip.controls), ("head pose", clip.pose)):
+        if curves is not None and not torch.isfinite(curves).all():
+            raise UserError(f"clip '{clip.key}': {what} hold values that are not finite (NaN or infinity)")
     number = protocol.spec["samples"]
     if len(predicted) < number:
         raise UserError(
@@ -263,7 +266,8 @@ def _single_values(
             return torch.stack([values(choices, number) for number in everyone]).mean(0)
         case "best":
             primary = protocol.metrics[protocol.spec["primary"]]
-            return values(choices, min(everyone, key=lambda number: values(primary, number).mean().item()))
+            choose = max if MEASURES[protocol.task][primary["measure"]].higher_is_better else min
+            return values(choices, choose(everyone, key=lambda number: values(primary, number).mean().item()))
     return values(choices, protocol.spec["single_sample"])
 
 

@@ -7,6 +7,7 @@ independently of each other, because every seed is tested on the same samples. W
 that part is itself a rough estimate, and rather too narrow: read their numbers beside the interval.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -102,7 +103,8 @@ def paired_bootstrap(
     Args:
         systems: name to (N,) or (S, N) scores; N and its order are the same for all, S may differ.
         higher_is_better: direction of the metric.
-        weights, groups, resamples, confidence, seed: see :func:`bootstrap_mean`.
+        weights, groups, resamples, confidence, seed: see :func:`bootstrap_mean`; many systems get more resamples, so
+            that a corrected p-value can still be small.
 
     Returns:
         One comparison for each pair, in the order of ``systems``; none for fewer than two systems.
@@ -110,9 +112,10 @@ def paired_bootstrap(
     if len(systems) < 2:
         return []
     grouped = {name: _grouped(scores, weights, groups) for name, scores in systems.items()}
-    means = _resample(grouped, resamples, seed)
-    value = {name: _mean(sums, counts) for name, (sums, counts) in grouped.items()}
     pairs = list(combinations(systems, 2))
+    # The smallest p-value of R resamples is 2 / (R + 1); times the number of pairs it must still be well below 0.05.
+    means = _resample(grouped, max(resamples, math.ceil(20 * len(pairs) / (1 - confidence))), seed)
+    value = {name: _mean(sums, counts) for name, (sums, counts) in grouped.items()}
     intervals = [_interval(value[a] - value[b], means[a] - means[b], confidence) for a, b in pairs]
     p_values = holm([_two_sided_p(means[a] - means[b]) for a, b in pairs])
     comparisons = []

@@ -70,7 +70,7 @@ def lip_closures(
     """
     closed, offset = [], []
     for symbol, start, end in phonemes:
-        if symbol[:1] not in BILABIALS:
+        if symbol[:1].lower() not in BILABIALS:
             continue
         first = max(0, round((start - window) * fps))
         span = slice(first, max(first + 1, round((end + window) * fps)))

@@ -10,7 +10,7 @@ import yaml
 
 from datamodules.speech import SpeechDataModule
 from metrics.protocols import Protocol
-from metrics.score_speech import mean_motion, mean_offset, neutral_motion, score_speech
+from metrics.score_speech import Clip, mean_motion, mean_offset, neutral_motion, score_speech
 from metrics.scoring import Scores
 from sweeps.score import bind_judges, score_photos, score_reconstruction, speech_judges, truths
 
@@ -54,7 +54,17 @@ def bounds(task: str, root: str, protocol: Protocol, config: str) -> Iterator[tu
     mean = mean_offset((clip.truth, clip.template) for clip in truths(data, "train"))
 
     def score(predict: Any) -> Scores:
-        clips = (replace(clip, predicted=predict(clip.truth, clip.template)) for clip in truths(data, split))
+        number = protocol.spec["samples"]
+
+        def moved(clip: Clip) -> Clip:
+            vertices = predict(clip.truth, clip.template)
+            clip = replace(clip, predicted=vertices.expand(number, *vertices.shape))
+            if vertices is clip.truth or clip.controls is None or clip.pose is None:
+                return clip
+            # The floors know meshes alone: neither rig controls nor a head that turns.
+            return replace(clip, controls=torch.zeros_like(clip.controls), pose=torch.zeros_like(clip.pose))
+
+        clips = map(moved, truths(data, split))
         return score_speech(clips, bound, data.regions, data.topology.get("triangles"), judges)
 
     neutral = {"system": "neutral", "title": "Neutral face", "role": "floor"}

@@ -25,10 +25,11 @@ from sweeps.results import Result, write_results
 from sweeps.score import score
 from sweeps.suite import PROGRESS, Cell
 from trainers.cli import LAST, RunCLI, code_commit, peak_memory_mb
-from trainers.predictions import DESCRIPTION, read_description
+from trainers.predictions import read_description
 from trainers.tasks import SpeechToMesh, load_system
 
 SERIES = "series.json"
+COSTS = "costs.json"
 
 
 class ProgressLines(pl.Callback):
@@ -96,7 +97,7 @@ def run_system(cell: Cell, protocol: Protocol, folder: Path) -> tuple[dict[str, 
         common += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     common += ["--seed_everything", str(cell.seed), "--trainer.enable_progress_bar", "false"]
     common += ["--trainer.callbacks+", "sweeps.cell.ProgressLines"]
-    if not (predictions / DESCRIPTION).is_file():
+    if not (run / COSTS).is_file():  # written when the predictions are complete
         RunCLI(["fit", *common, "--data.init_args.seed", str(cell.seed)])
         predict = ["--data.init_args.predict_split", protocol.spec["split"]]
         if images := protocol.spec.get("images"):  # the first of the split
@@ -105,14 +106,14 @@ def run_system(cell: Cell, protocol: Protocol, folder: Path) -> tuple[dict[str, 
             predict += ["--trainer.limit_predict_batches", str(images // size)]
         model = RunCLI(["predict", *common, *predict]).model
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        write_atomic(run / "costs.json", json.dumps({"parameters": parameters, "memory": peak_memory_mb()}).encode())
+        write_atomic(run / COSTS, json.dumps({"parameters": parameters, "memory": peak_memory_mb()}).encode())
     if not (run / SERIES).is_file():
         print(f"{PROGRESS}1.0 measure", flush=True)
         write_atomic(run / SERIES, json.dumps(measure(cell, run / LAST)).encode())
     print(f"{PROGRESS}1.0 score", flush=True)
     scores, bound = score(predictions, cell.root, protocol)
     description = read_description(predictions)
-    costs = json.loads((run / "costs.json").read_text())
+    costs = json.loads((run / COSTS).read_text())
     state = torch.load(run / LAST, map_location="cpu", weights_only=True)
     row = {
         "system": cell.system,

@@ -20,8 +20,9 @@ suite file::
 ``ties``      the whole interval lies within ``margin`` on both sides
 ============  ======================================================================================
 
-The other side can be a number, such as chance. Clips are paired and drawn together, seeds too (see
-:mod:`metrics.statistics`). A claim that is not reproduced is not refuted: the interval says how sure that is.
+The other side can be a number, such as chance. Clips are paired and drawn together, and so are the seeds where both
+series are of one system (see :mod:`metrics.statistics`). Each interval stands for itself, not corrected for the number
+of claims. A claim that is not reproduced is not refuted: the interval says how sure that is.
 """
 
 from collections.abc import Iterable, Sequence
@@ -33,11 +34,13 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from datamodules.errors import UserError
 from datamodules.shards import write_atomic
 from metrics.statistics import Interval, bootstrap_mean, paired_bootstrap
+from sweeps.leaderboard import check_comparable
 from sweeps.results import Result
 
 RELATIONS = {"lower": "lower than", "higher": "higher than", "at_most": "at most", "ties": "equal to"}
@@ -132,12 +135,18 @@ def _judge(claim: Claim, results: Sequence[Result]) -> Verdict:
         if not keys:
             raise UserError(f"claim '{claim.text}': {claim.series} and {claim.than} have no sample in common")
         matrices = {"first": _matrix(first, keys), "second": _matrix(second, keys)}
-        (comparison,) = paired_bootstrap(matrices, higher_is_better=False)
-        difference, other = comparison.difference, float(matrices["second"].mean())
+        other = float(matrices["second"].mean())
+        if claim.series.partition("/")[0] == claim.than.partition("/")[0]:  # the same networks: seeds are paired
+            difference = bootstrap_mean(matrices["first"] - matrices["second"])
+        else:
+            (comparison,) = paired_bootstrap(matrices, higher_is_better=False)
+            difference = comparison.difference
     else:
         keys = [key for key in first[0] if all(key in seed for seed in first)]
         matrices, other = {"first": _matrix(first, keys)}, float(claim.than)
         difference = bootstrap_mean(matrices["first"] - other)
+    if len(keys) < 2:
+        raise UserError(f"claim '{claim.text}': {len(keys)} samples, expected at least 2; one says nothing of chance")
     margin = claim.margin * abs(other)
     reproduced = {
         "lower": difference.high < 0,
@@ -152,6 +161,8 @@ def _series(name: str, results: Sequence[Result], claim: Claim) -> list[dict[str
     """The series of every seed."""
     system, _, series = name.partition("/")
     runs = [result for result in results if result.system == system]
+    if runs:
+        check_comparable(runs)
     found = [
         run.series.get(series) or run.metrics.get(series, {}).get("per_sample")
         for run in sorted(runs, key=lambda run: run.seed)
@@ -199,11 +210,16 @@ def print_verdicts(verdicts: Sequence[Verdict], data: str, console: Console | No
     """Prints every claim, whether it is reproduced, and the interval of the difference."""
     if not verdicts:
         return
-    table = Table(title=f"What the papers claim, measured on the {data}", title_justify="left")
+    table = Table(
+        title=f"What the papers claim, measured on the {data}",
+        title_justify="left",
+        caption=f"Each interval stands for itself: not corrected for {len(verdicts)} claims.",
+    )
     for heading in ("Claim", "Compared", "Difference [95 %]", f"On the {data}"):
         table.add_column(heading)
     for verdict in verdicts:
-        table.add_row(verdict.claim.text, verdict.claim.comparison, format_difference(verdict), verdict.word)
+        compared = f"{verdict.claim.comparison}; {verdict.seeds} seeds, {verdict.samples} samples"
+        table.add_row(*map(escape, (verdict.claim.text, compared, format_difference(verdict), verdict.word)))
     (console or Console()).print(table)
 
 

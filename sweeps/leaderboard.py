@@ -32,6 +32,9 @@ TASKS = {
     "text-to-face": "Text to face",
     "mesh-retargeting": "Mesh retargeting",
 }
+# Training seeds that systems need to be compared by a value of the whole set, such as the Fréchet distance: the
+# bootstrap of fewer is far too sure.
+LEAST_SEEDS = 5
 OVER = ("samples", "people")  # what error bars draw, beside training seeds
 _WORDS = {"speech-to-mesh": ("clips", "subjects"), "mesh-retargeting": ("clips", "identities")}
 
@@ -50,7 +53,7 @@ class Column:
     @property
     def arrow(self) -> str:
         """Which way is better."""
-        return {True: "↑", False: "↓", None: "→ 0"}[self.higher_is_better]
+        return {True: "↑", False: "↓", None: "→ truth"}[self.higher_is_better]
 
     @property
     def heading(self) -> str:
@@ -129,7 +132,7 @@ class Table:
 
     def __post_init__(self) -> None:
         results = [result for row in self.rows for result in row.results]
-        _check_comparable(results)
+        check_comparable(results)
         if results[0].protocol["id"] != self.protocol["id"]:
             raise UserError(f"leaderboard: rows of {results[0].protocol['id']} under the head of {self.protocol['id']}")
 
@@ -199,7 +202,7 @@ def rank(results: Sequence[Result], over: str | None = None) -> Table:
         UserError: results of different tasks, data, splits or protocol ids, or of different samples; error bars over
             people where the results do not say who is in each sample.
     """
-    _check_comparable(results)
+    check_comparable(results)
     first = results[0]
     over = over or first.protocol["spec"].get("error_bars_over", "samples")
     if over not in OVER:
@@ -231,7 +234,8 @@ def rank(results: Sequence[Result], over: str | None = None) -> Table:
     return Table(first.task, first.data["name"], first.split, first.protocol, columns, rows, comparisons, over)
 
 
-def _check_comparable(results: Sequence[Result]) -> None:
+def check_comparable(results: Sequence[Result]) -> None:
+    """Raises a UserError unless all results are of one task, data set, split and protocol id."""
     for what, values in (
         ("protocol ids", {result.protocol["id"] for result in results}),
         ("tasks", {result.task for result in results}),
@@ -265,7 +269,12 @@ def _compare(
     for name, runs in reached.items():
         if any(sorted(run["per_sample"]) != keys for run in runs):
             raise UserError(f"leaderboard: {name}, {metric}: scored on other samples than the rest; score it again")
-    weights = [example["weights"][key] for key in keys] if "weights" in example else None
+    # Where a clip was cut to a shorter prediction, runs differ in its frames; the longest speaks for the truth.
+    weights = (
+        [max(run["weights"][key] for runs in reached.values() for run in runs) for key in keys]
+        if "weights" in example
+        else None
+    )
     persons = [people[key] for key in keys if key in people]
     groups = persons if keys and over == "people" else None
     if groups is not None and len(groups) < len(keys):
@@ -273,6 +282,8 @@ def _compare(
             f"leaderboard: {metric}: error bars over people, but the results do not say who is in "
             f"{len(keys) - len(groups)} of {len(keys)} samples; draw samples, or run 'facebench bench' again"
         )
+    if groups is not None and len(set(groups)) < 2:
+        raise UserError(f"leaderboard: {metric}: error bars over people need at least two; draw samples")
     matrices = {
         name: np.array([[run["per_sample"][key] for key in keys] or [run["value"]] for run in runs])
         for name, runs in reached.items()
@@ -281,9 +292,9 @@ def _compare(
     direction = example["higher_is_better"]
     compared = {name: matrix for name, matrix in matrices.items() if roles[name] != "ceiling"}
     ranked = [name for name in compared if roles[name] == "system"]
-    # One number for each system, of one seed and one set of images, says nothing of chance.
+    # A value of the whole set is one number a seed, and few of them say little of chance.
     if not keys:
-        compared = {name: matrix for name, matrix in compared.items() if len(matrix) > 1}
+        compared = {name: matrix for name, matrix in compared.items() if len(matrix) >= LEAST_SEEDS}
     comparisons = [] if direction is None else paired_bootstrap(compared, direction, weights, groups)
     between = [pair for pair in comparisons if pair.first in ranked and pair.second in ranked]
     placed, places = {}, {}
@@ -379,11 +390,14 @@ def label(row: Row) -> str:
 
 
 def note_of(table: Table) -> str:
-    """What the numbers of a table are."""
-    return (
+    """What the numbers of a table are, and whose clips were cut to be scored."""
+    note = (
         f"Mean over training seeds [95 % bootstrap interval over seeds and {table.drawn}]. "
         "Bold: not beaten beyond a tie. Floors and ceilings are not ranked."
     )
+    cut = {row.title: sum(sum(result.dropped_frames.values()) for result in row.results) for row in table.rows}
+    shorter = ", ".join(f"{frames} of {title}" for title, frames in cut.items() if frames)
+    return f"{note} Frames without a counterpart, left out: {shorter}." if shorter else note
 
 
 def describe(pair: Comparison, table: Table, column: Column) -> str:

@@ -124,7 +124,7 @@ def convert_lip_errors(
             "unit": "normalised" if coordinates == "normalised" else "mm",
             "fps": speech.fps,
             "split": description["split"],
-            "unseen_speaker": description["unseen"],
+            "unseen_speaker": description["unseen"] or "none",  # a system that knows no speakers
         }
     )
     return _score_speech(predictions, speech, protocol, regions or {})

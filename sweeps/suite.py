@@ -242,9 +242,11 @@ def _run_cell(out: Path, cell: Cell, jobs: int, progress: Progress, bar: Any) ->
 
 
 def result_path(out: Path, cell: Cell) -> Path:
-    """Where a cell's result lines stand; another protocol or other metrics give another file."""
+    """Where a cell's result lines stand; another protocol, other judges or other metrics give another file."""
     protocol = Protocol.read(cell.protocol)
-    key = hashlib.sha256(json.dumps([protocol.spec, source_hash(metrics, sweeps)]).encode()).hexdigest()[:10]
+    judges = [backbones.weight_hash(judge["name"]) for judge in protocol.spec.get("judges", {}).values()]
+    decides = [protocol.spec, judges, source_hash(metrics, sweeps)]
+    key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:10]
     return out / "cells" / cell.name / f"result-{key}.jsonl"
 
 
