@@ -90,6 +90,10 @@ class SpeechDataModule(ShardDataModule):
         weights = read_npy(members["weights.npy"])
         if weights.ndim != 2 or len(weights) != len(offsets):
             raise BadSample("wrong rig controls", f"array of shape {weights.shape}, clip of {len(offsets)} frames")
+        if not np.isfinite(weights).all():
+            raise BadSample("rig controls are not finite")
+        if labels["emotion"] is not None and labels["emotion"] not in self.manifest.fields["emotions"]:
+            raise BadSample("unknown emotion", f"'{labels['emotion']}'")
         pose = read_npy(members["pose.npy"]) if "pose.npy" in members else np.zeros((len(offsets), 3))
         if pose.shape != (len(offsets), 3) or not np.isfinite(pose).all():
             raise BadSample("wrong head pose", f"array of shape {pose.shape}, clip of {len(offsets)} frames")

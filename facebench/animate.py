@@ -42,7 +42,7 @@ def animate(
     Args:
         checkpoint: of a speech-to-mesh system.
         audio: the recording.
-        out: the mp4 to write.
+        out: the mp4 to write; a system that knows no mesh writes its controls alone.
         data: talking-head shards: their frame rate, and the neutral meshes and looks of their subjects.
         subject: whose head; by default the data's first subject.
         style: which training subject's speaking style; by default the subject's own, or the system's policy.
@@ -89,15 +89,29 @@ def animate(
         )
     if controls is not None and controls.suffix not in (".csv", ".npy"):
         raise UserError(f"--controls {controls}: expected a name that ends in .csv or .npy")
+    meshless = not system.num_vertices
+    if meshless and (controls is None or mesh is not None or template is not None):
+        raise UserError(
+            f"{checkpoint}: this {system.info.title} moves a rig's controls and knows no mesh; give --controls, and "
+            "neither --mesh nor --template"
+        )
     timed = None if words is None else read_words(words)
     given = Conditions(style, emotion, intensity, transcript, timed, prompt, prompt_image)
     check_conditions(system, given, reference=bool(reference))
 
     module = SpeechDataModule(data, batch_size=1)
-    if template is not None:
+    draw = None
+    if meshless:
+        neutral, triangles = torch.zeros(0, 3), np.zeros((0, 3), np.int64)
+    elif template is not None:
         import trimesh
 
-        loaded = trimesh.load_mesh(template, process=False)
+        try:
+            loaded = trimesh.load_mesh(template, process=False)
+        except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+            raise UserError(f"--template {template}: not a readable mesh ({error}); give an obj, ply or stl") from error
+        if not isinstance(loaded, trimesh.Trimesh) or not len(loaded.vertices):
+            raise UserError(f"--template {template}: expected one mesh; merge its parts first")
         neutral, triangles = torch.tensor(np.asarray(loaded.vertices), dtype=torch.float32), np.asarray(loaded.faces)
         centre, extent = loaded.bounds.mean(0), np.ptp(loaded.bounds, axis=0).max()
         draw = mesh_drawer(triangles, Camera(tuple(centre), 4 * extent, 1.1 * extent), size)
@@ -119,8 +133,10 @@ def animate(
         given = replace(given, subject=subject)
     motion = move(system, request(system, audio.stem, samples, neutral, module.fps, given), module.fps, chunk)
 
-    written = [vertices or out.with_suffix(".npy")]
-    write_atomic(written[0], npy_bytes(motion.vertices))
+    written = []
+    if not meshless:
+        written.append(vertices or out.with_suffix(".npy"))
+        write_atomic(written[-1], npy_bytes(motion.vertices))
     if motion.pose is not None:
         written.append(out.with_suffix(".pose.npy"))
         write_atomic(written[-1], npy_bytes(motion.pose))
@@ -141,9 +157,11 @@ def animate(
         else:
             write_atomic(controls, npy_bytes(motion.controls))
         written.append(controls)
-    write_video(out, [(system.info.title, motion.vertices)], draw, samples, module.fps)
+    if draw is not None:
+        write_video(out, [(system.info.title, motion.vertices)], draw, samples, module.fps)
+        written.insert(0, out)
     seconds = len(samples) / SAMPLE_RATE
-    print(f"written: {out}, {', '.join(map(str, written))} ({len(motion.vertices)} frames, {seconds:.1f} s)")
+    print(f"written: {', '.join(map(str, written))} ({len(motion.vertices)} frames, {seconds:.1f} s)")
 
 
 def main(args: list[str]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from datamodules.batches import SpeechBatch
 from datamodules.errors import UserError
 from datamodules.speech import SpeechDataModule
-from datamodules.words import Word
+from datamodules.words import Word, spread_words
 from trainers.measuring import joined
 from trainers.nets.speech_encoder import SAMPLE_RATE
 from trainers.tasks import Condition, SpeechToMesh, SpeechToRig
@@ -89,6 +89,12 @@ def check_conditions(system: SpeechToMesh, given: Conditions, reference: bool = 
         raise UserError(
             f"--style {given.subject}: unknown; this {system.info.title} knows {', '.join(system.subjects)}"
         )
+    if given.emotion is not None and not system.emotions:
+        raise UserError(f"--emotion: this {system.info.title} was trained without emotions; leave it out")
+    if given.intensity is not None and not system.emotions:
+        raise UserError(f"--intensity: this {system.info.title} was trained without emotions; leave it out")
+    if given.emotion is None and "emotion" in system.conditions and system.emotions and NEUTRAL not in system.emotions:
+        raise UserError(f"--emotion: this {system.info.title} needs one of {', '.join(system.emotions)}")
     if given.emotion is not None and given.emotion not in system.emotions:
         raise UserError(
             f"--emotion {given.emotion}: unknown; this {system.info.title} knows {', '.join(system.emotions)}"
@@ -115,7 +121,7 @@ def request(
     """
     frames = max(1, round(len(audio) / SAMPLE_RATE * fps))
     subject = given.subject
-    emotion = given.emotion or (NEUTRAL if NEUTRAL in system.emotions else next(iter(system.emotions), None))
+    emotion = given.emotion or (NEUTRAL if system.emotions else None)
     words = given.words or []
     controls = len(system.rig.controls) if isinstance(system, SpeechToRig) else 0
     return SpeechBatch(
@@ -187,10 +193,14 @@ def move(system: SpeechToMesh, clip: SpeechBatch, fps: float, seconds: float = 6
         seconds: length of a piece; a shorter clip is animated whole.
         overlap: of two pieces, in seconds.
     """
+    if clip.transcript[0].strip() and not clip.words[0] and int(clip.lengths[0]) > round(seconds * fps):
+        # Each piece must get its own share of the text.
+        clip = replace(clip, words=[spread_words(clip.transcript[0], int(clip.lengths[0]) / fps)])
     controls = None
     if isinstance(system, SpeechToRig):
         controls = in_pieces(system.control, clip, fps, seconds, overlap)
-        vertices = system.rig(clip.template, controls)
+        # Without a mesh there are the controls alone.
+        vertices = system.rig(clip.template, controls) if system.num_vertices else clip.vertices
     else:
         vertices = in_pieces(system.animate, clip, fps, seconds, overlap)
     turns = getattr(system, "head_pose", None)
@@ -233,6 +243,9 @@ def piece(clip: SpeechBatch, start: int, end: int, fps: float) -> SpeechBatch:
         begin, finish = start / fps, end / fps
         return [(w, max(s, begin) - begin, min(e, finish) - begin) for w, s, e in spoken if s < finish and e > begin]
 
+    words = within(clip.words[0])
+    # Where nothing is said in a piece of what is known, a blank says so; without any text it is not known.
+    transcript = (" ".join(word for word, _, _ in words) or " ") if clip.transcript[0] else ""
     return replace(
         clip,
         key=[f"{clip.key[0]}@{start}"],
@@ -241,7 +254,8 @@ def piece(clip: SpeechBatch, start: int, end: int, fps: float) -> SpeechBatch:
         vertices=clip.vertices[:, start:end],
         lengths=torch.tensor([end - start]),
         weights=clip.weights[:, start:end],
-        words=[within(clip.words[0])],
+        words=[words],
+        transcript=[transcript],
         phonemes=[within(clip.phonemes[0])],
         pose=clip.pose[:, start:end],
         features={},

@@ -34,15 +34,23 @@ class Staged(pl.LightningModule):
                 "the last"
             )
         self._borders = [sum(epochs[: i + 1]) for i in range(len(epochs))]
-        self._stage_modules = modules
+        # Not what the system froze itself, such as the lower part of its speech encoder.
+        self._stage_parameters = [[p for p in _parameters(stage) if p.requires_grad] for stage in modules]
 
     @property
     def stage(self) -> int:
         """Number of the current stage, from 0."""
         return sum(self.current_epoch >= border for border in self._borders)
 
-    def on_train_epoch_start(self) -> None:
-        """Freezes what this stage does not train.
+    def enter_stage(self) -> None:
+        """Freezes what the current stage does not train."""
+        trained = {id(parameter) for parameter in self._stage_parameters[self.stage]}
+        for parameters in self._stage_parameters:
+            for parameter in parameters:
+                parameter.requires_grad_(id(parameter) in trained)
+
+    def on_train_start(self) -> None:
+        """Enters the stage; a run that resumes within an epoch starts no epoch here.
 
         Raises:
             UserError: the run would end before its last stage.
@@ -53,16 +61,17 @@ class Staged(pl.LightningModule):
                 f"trainer.max_epochs: {limit}, but the last stage of {type(self).__name__} starts after epoch "
                 f"{self._borders[-1]}; set it higher or model.stage_epochs lower"
             )
-        trained = {id(parameter) for parameter in _parameters(self._stage_modules[self.stage])}
-        for modules in self._stage_modules:
-            for parameter in _parameters(modules):
-                parameter.requires_grad_(id(parameter) in trained)
+        self.enter_stage()
+
+    def on_train_epoch_start(self) -> None:
+        """Enters the stage."""
+        self.enter_stage()
         self.log("train/stage", float(self.stage))
 
     def stage_parameters(self, stage: int) -> list[nn.Parameter]:
         """What a stage trains and no earlier one did: a parameter group for the optimiser."""
-        earlier = {id(parameter) for modules in self._stage_modules[:stage] for parameter in _parameters(modules)}
-        return [p for p in _parameters(self._stage_modules[stage]) if id(p) not in earlier]
+        earlier = {id(parameter) for parameters in self._stage_parameters[:stage] for parameter in parameters}
+        return [p for p in self._stage_parameters[stage] if id(p) not in earlier]
 
 
 def _parameters(modules: Iterable[nn.Module]) -> list[Any]:

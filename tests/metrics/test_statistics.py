@@ -83,6 +83,14 @@ def test_paired_comparison_sees_what_separate_intervals_do_not():
     assert paired_bootstrap({"good": good, "bad": bad}, higher_is_better=True)[0].better == "bad"
 
 
+def test_many_distant_systems_are_told_apart():
+    rng = np.random.default_rng(0)
+    systems = {f"system{i}": i + 0.1 * rng.standard_normal(20) for i in range(20)}
+    comparisons = paired_bootstrap(systems, higher_is_better=False)
+    assert all(pair.better == pair.first for pair in comparisons), "190 comparisons, corrected"
+    assert ranks(list(systems), comparisons) == {f"system{i}": i + 1 for i in range(20)}
+
+
 def test_equal_systems_tie():
     scores = np.random.default_rng(4).normal(size=(3, 40))
     noise = np.random.default_rng(5).normal(size=(3, 40))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -40,6 +42,27 @@ def test_difference_is_that_of_paired_means_over_seeds_and_common_clips() -> Non
     assert found.difference.low == pytest.approx(-1.0)  # clips are paired: what is left is between seeds
     assert found.difference.high == pytest.approx(-0.9)
     assert verdict("higher", "b/error", TWO).word == "not reproduced"
+
+
+def test_two_series_of_one_system_are_paired_by_seed() -> None:
+    seeds = [
+        run("a", seed, {"ce": clips(level - 0.1, level + 0.9), "lve": clips(level, level + 1.0)})
+        for seed, level in enumerate((2.1, 3.1, 2.6))
+    ]
+    found = verdict("at_most", "a/lve", seeds, 0.0, series="a/ce")
+    assert found.difference.bounds == pytest.approx((-0.1, -0.1, -0.1))
+    assert found.reproduced
+
+
+def test_results_of_different_protocols_are_not_mixed() -> None:
+    other = replace(TWO[1], protocol=PROTOCOL | {"id": "p-2"})
+    with pytest.raises(UserError, match="different protocol ids"):
+        verdict("lower", 3.0, [TWO[0], other])
+
+
+def test_one_sample_says_nothing() -> None:
+    with pytest.raises(UserError, match="at least 2"):
+        verdict("lower", 3.0, [run("a", 1, {"error": clips(1.0)})])
 
 
 def test_a_difference_within_noise_is_not_reproduced() -> None:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from datamodules.errors import UserError
 from datamodules.speech import SpeechDataModule
-from trainers.animation import Conditions, check_conditions, in_pieces, piece, read_image, reference_of, request
+from trainers.animation import Conditions, check_conditions, in_pieces, move, piece, read_image, reference_of, request
 from trainers.speech.voca import VOCA
 
 FPS, RATE = 30, 16_000
@@ -32,6 +32,22 @@ def test_pieces_hold_their_own_sound_and_words(system) -> None:
     assert part.vertices.shape[1] == 45
     assert part.words == [[("b", 0.0, 0.5)]]
     assert part.key == ["talk@30"]
+
+
+def test_a_piece_without_words_is_silent_and_not_unknown(system) -> None:
+    clip = clip_of(system, 5)
+    assert piece(clip, 60, 100, FPS).transcript == [" "]
+    assert piece(clip, 0, 30, FPS).transcript == ["a b"]
+    assert piece(replace(clip, words=[[]], transcript=[""]), 60, 100, FPS).transcript == [""]
+
+
+def test_each_piece_of_a_long_recording_gets_its_share_of_the_transcript(system) -> None:
+    clip = replace(clip_of(system, 6), words=[[]], transcript=["one two three"])
+    heard = []
+    system.animate = lambda part: heard.append(part) or part.vertices
+    move(system, clip, FPS, seconds=2.5, overlap=0.5)
+    assert [part.transcript[0] for part in heard] == ["one two", "two three", "three"]
+    assert heard[0].words == [[("one", 0.0, 2.0), ("two", 2.0, 2.5)]]
 
 
 @pytest.mark.parametrize("seconds", [1.0, 2.0, 2.1, 3.7, 9.0])

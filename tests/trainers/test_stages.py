@@ -25,8 +25,20 @@ class TwoStages(Staged):
         return torch.optim.Adam([{"params": self.stage_parameters(i)} for i in range(2)], lr=0.1)
 
 
-def fit(model: pl.LightningModule, epochs: int, **options) -> pl.Trainer:
+class SaveWithin(pl.Callback):
+    """Saves after the first of the two batches of an epoch."""
+
+    def __init__(self, epoch: int, path) -> None:
+        self.epoch, self.path = epoch, path
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (self.epoch, 0):
+            trainer.save_checkpoint(self.path)
+
+
+def fit(model: pl.LightningModule, epochs: int, callbacks: list[pl.Callback] | None = None, **options) -> pl.Trainer:
     trainer = pl.Trainer(
+        callbacks=callbacks,
         max_epochs=epochs,
         accelerator="cpu",
         logger=False,
@@ -58,6 +70,26 @@ def test_a_resumed_run_is_in_the_stage_it_was_in(tmp_path) -> None:
     fit(half := TwoStages([1]), 2).save_checkpoint(tmp_path / "half.ckpt")
     fit(resumed := TwoStages([1]), 3, ckpt_path=tmp_path / "half.ckpt")
     assert half.seen + resumed.seen == whole.seen
+
+
+def test_a_run_that_resumes_within_an_epoch_freezes_what_it_froze(tmp_path) -> None:
+    torch.manual_seed(0)
+    whole = TwoStages([1])
+    fit(whole, 3, [SaveWithin(1, tmp_path / "within.ckpt")])
+    fit(resumed := TwoStages([1]), 3, ckpt_path=tmp_path / "within.ckpt")
+    assert resumed.seen == whole.seen[3:]
+    assert torch.equal(resumed.first.weight, whole.first.weight)
+
+
+def test_what_a_system_froze_itself_stays_frozen() -> None:
+    model = TwoStages([1])
+    model.second.bias.requires_grad_(False)
+    model.plan_stages([1], [[model.first], [model.second]])
+    before = model.second.bias.clone()
+    fit(model, 2)
+    assert model.second.weight.requires_grad
+    assert torch.equal(model.second.bias, before)
+    assert not model.second.bias.requires_grad
 
 
 def test_parts_shared_by_stages_stand_in_one_parameter_group() -> None:

@@ -90,11 +90,12 @@ class WindowMel(nn.Module):
 
     def energies(self, waveform: Tensor) -> Tensor:
         """(S,) or (B, S) -> (..., S // 160 + 1, bands): column j around sample 160·j, reflected at both ends."""
-        window = torch.hann_window(self.HANN, device=waveform.device)
-        spectrum = torch.stft(
-            waveform, self.TRANSFORM, HOP, win_length=self.HANN, window=window, center=True, return_complex=True
-        )
-        return (spectrum.abs().square().mT @ self.filters).clamp(min=1e-10).log()
+        with torch.autocast(waveform.device.type, enabled=False):  # half precision holds neither end of their range
+            window = torch.hann_window(self.HANN, device=waveform.device)
+            spectrum = torch.stft(
+                waveform, self.TRANSFORM, HOP, win_length=self.HANN, window=window, center=True, return_complex=True
+            )
+            return (spectrum.abs().square().mT @ self.filters).clamp(min=1e-10).log()
 
 
 class WindowEncoder(nn.Module):

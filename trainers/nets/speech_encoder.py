@@ -128,7 +128,8 @@ class SpeechEncoder(nn.Module):
         """Lets gradients reach a part of the network and freezes the rest."""
         self.network.requires_grad_(part != "none")
         if part != "none":
-            self.network.feature_extractor.requires_grad_(False)
+            # Its own method: transformers would otherwise ask for gradients of the waveform all the same.
+            self.network.feature_extractor._freeze_parameters()
         if part == "upper":
             self.network.feature_projection.requires_grad_(False)
             self.network.encoder.layers[:2].requires_grad_(False)
@@ -255,12 +256,13 @@ class MelEncoder(nn.Module):
 
     def _energies(self, waveform: Tensor) -> Tensor:
         """(S,) -> (S // 320, bands)."""
-        window = torch.hann_window(self.WINDOW, device=waveform.device)
-        padded = pad(normalise(waveform), (0, max(0, STRIDE - len(waveform))))
-        spectrum = torch.stft(
-            padded, self.WINDOW, STRIDE, window=window, center=True, pad_mode="constant", return_complex=True
-        )
-        energies = spectrum.abs().square().T @ self.filters
+        with torch.autocast(waveform.device.type, enabled=False):  # half precision holds neither end of their range
+            window = torch.hann_window(self.WINDOW, device=waveform.device)
+            padded = pad(normalise(waveform), (0, max(0, STRIDE - len(waveform))))
+            spectrum = torch.stft(
+                padded, self.WINDOW, STRIDE, window=window, center=True, pad_mode="constant", return_complex=True
+            )
+            energies = spectrum.abs().square().T @ self.filters
         return energies[: max(1, len(waveform) // STRIDE)].clamp(min=1e-5).log()
 
 

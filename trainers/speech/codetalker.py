@@ -173,14 +173,17 @@ class CodeTalker(Staged, SpeechToMesh):
         self.log("train/loss", loss, batch_size=len(batch))
         return loss
 
-    def on_train_epoch_start(self) -> None:
+    def enter_stage(self) -> None:
         """In the second stage the autoencoder is frozen, dropout and all."""
-        super().on_train_epoch_start()
+        super().enter_stage()
         self.autoencoder.train(self.stage == 0)
 
     def configure_optimizers(self) -> Any:
         """AdamW, whose learning rate for the first stage is halved in steps."""
-        groups = [{"params": self.stage_parameters(stage), "lr": lr} for stage, lr in enumerate(self.lr)]
+        groups: list[dict[str, Any]] = [
+            {"params": self.stage_parameters(stage), "lr": lr} for stage, lr in enumerate(self.lr)
+        ]
+        groups[1]["weight_decay"] = 0.0  # officially the second stage uses plain Adam
         optimiser = torch.optim.AdamW(groups)
         step = self.halve_every
         if step is None:
@@ -193,7 +196,7 @@ class CodeTalker(Staged, SpeechToMesh):
         features = self.autoencoder.encoder(offsets, batch.lengths)
         real = batch.frame_mask
         quantised, loss, _ = self.autoencoder.quantise(features[real])
-        codes = torch.zeros_like(features).index_put((real,), quantised)
+        codes = torch.zeros_like(features, dtype=quantised.dtype).index_put((real,), quantised)
         predicted = self.autoencoder.decoder(codes, batch.lengths, real)
         return {"motion": l1_loss(predicted, offsets[real]), "quantisation": loss}
 

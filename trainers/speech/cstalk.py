@@ -219,7 +219,7 @@ class CSTalk(Staged, SpeechToRig):
         for number, network in enumerate(self.correlation):
             felt = emotion[:, number] > 0
             if felt.any():
-                expected[felt] = network(controls[felt], emotion[felt, number : number + 1])
+                expected[felt] = network(controls[felt], emotion[felt, number : number + 1]).to(expected.dtype)
         return expected
 
 
@@ -266,7 +266,7 @@ class CorrelationNetwork(nn.Module):
             masked = tokens.clone()
             masked[:, number] = self.hidden + self.place[number]
             states = self.encoder(torch.cat([felt, masked], dim=1))
-            predicted[:, region] = self.write[number](states[:, 1 + number])
+            predicted[:, region] = self.write[number](states[:, 1 + number]).to(predicted.dtype)
         return predicted
 
 

@@ -224,6 +224,8 @@ class JointAudioText(SpeechToMesh):
     def words(self, batch: SpeechBatch, i: int) -> list[Word]:
         """Words of a clip with their times; with the transcript's punctuation where it has as many words."""
         timed, written = batch.words[i], batch.transcript[i].split()
+        if not timed and not written and batch.transcript[i]:
+            return []  # a blank: known to be silent
         if not timed and not written:
             raise UserError(
                 f"clip '{batch.key[i]}': neither transcript nor words, but {self.info.title} reads what is said; give "

@@ -164,9 +164,9 @@ class ProbTalk3D(Staged, SpeechToRig):
         self.log("train/loss", loss, batch_size=len(batch))
         return loss
 
-    def on_train_epoch_start(self) -> None:
+    def enter_stage(self) -> None:
         """In the second stage the prior is frozen, dropout and all."""
-        super().on_train_epoch_start()
+        super().enter_stage()
         self.prior.train(self.stage == 0)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

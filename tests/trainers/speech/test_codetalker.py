@@ -196,6 +196,8 @@ def test_stages_train_autoencoder_then_decoder(talking_root, speech_backbone, tm
 
     assert changed(before, states[1]) == {"autoencoder"}
     assert changed(states[1], states[2]) == ({"decoder"} if train_encoder == "none" else {"decoder", "encoder"})
+    moved = [key for key in states[1] if not torch.equal(states[1][key], states[2][key])]
+    assert not any("feature_extractor" in key for key in moved), "the convolutions of the speech encoder stay frozen"
     assert [rate[0] for rate in rates] == pytest.approx([0.005, 0.0025, 0.00125])
     assert [rate[1] for rate in rates] == [0.01] * 3
     trainer.save_checkpoint(tmp_path / "model.ckpt")

@@ -99,6 +99,24 @@ def test_every_stage_trains(trained) -> None:
     assert all(torch.isfinite(parameter).all() for parameter in system.parameters())
 
 
+def test_every_stage_trains_in_bfloat16(trained, head_root) -> None:
+    system, _, seen = trained
+    again = type(system)(**dict(system.hparams))
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        precision="bf16-mixed",
+        max_epochs=len(seen.losses),
+        limit_train_batches=1,
+        limit_val_batches=0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(again, datamodule=SpeechDataModule(str(head_root), batch_size=3))
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+
+
 def test_a_clip_is_animated_alike_alone_and_in_a_padded_batch(trained, batch) -> None:
     system, _, _ = trained
     together = animated(system, batch)

@@ -197,6 +197,8 @@ def test_stages_train_prior_then_predictor(
 
     assert changed(before, states[0]) == {"prior"}
     assert changed(states[0], states[1]) == ({"predictor"} if train_encoder == "none" else {"predictor", "encoder"})
+    moved = [key for key in states[0] if not torch.equal(states[0][key], states[1][key])]
+    assert not any("feature_extractor" in key for key in moved), "the convolutions of the speech encoder stay frozen"
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     batch = batch_of(talking_root, "test")
     assert torch.equal(load_system(tmp_path / "model.ckpt").animate(batch), model.eval().animate(batch))
