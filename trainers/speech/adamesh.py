@@ -266,8 +266,8 @@ class AdaMesh(Staged, SpeechToRig):
         with torch.no_grad():
             vectors, codes = self.codec.quantise(self.codec.encode(*self.turns(batch)))
             sums, counts = self.style_matrices(speech, vectors, real)
-            self.style_sums.index_add_(0, batch.subject_index, sums)
-            self.style_counts.index_add_(0, batch.subject_index, counts)
+            self.style_sums.index_add_(0, batch.subject_index, sums.to(self.style_sums.dtype))
+            self.style_counts.index_add_(0, batch.subject_index, counts.to(self.style_counts.dtype))
         forgotten = torch.rand(len(batch), device=self.device) < self.forget_style
         style = batch.subject_index.masked_fill(forgotten, len(self.subjects))
         return cross_entropy(self.gpt(codes, speech, style)[real], codes[real])
