@@ -6,10 +6,12 @@ import numpy as np
 import pygltflib
 import pytest
 import soundfile
+import torch
 import trimesh
 
 from facebench.__main__ import main
 from trainers.cli import LAST, RunCLI
+from trainers.nets.rig import load_rig
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,7 @@ def test_a_mesh_file_can_be_animated(checkpoint, talking_root, tmp_path):
         (["--reference", "[anna-000]"], "--reference: VOCA (wav2vec 2.0 for DeepSpeech) does not take it"),
         (["--transcript", "hum"], "--transcript: VOCA (wav2vec 2.0 for DeepSpeech) does not take it"),
         (["--words", "none.csv"], "none.csv: no such file of word times"),
+        (["--template", "none.obj"], "--template none.obj: not a readable mesh"),
         (["--controls", "a.csv"], "moves vertices, not a rig's controls"),
         (["--chunk", "1"], "--chunk 1: expected at least 5 seconds"),
     ],
@@ -139,3 +142,18 @@ def test_an_unknown_emotion_is_one_line(rig_checkpoint, head_root, tmp_path, cap
     soundfile.write(tmp_path / "a.wav", np.zeros(4800), 16_000)
     assert animate(rig_checkpoint, head_root, tmp_path / "a.wav", tmp_path / "out.mp4", "--emotion", "bored") == 2
     assert "--emotion bored: unknown; this after CSTalk knows neutral, happy" in capsys.readouterr().err
+
+
+def test_a_rig_without_a_mesh_writes_its_controls_alone(rig_checkpoint, head_root, tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("\n".join(load_rig("demo").controls))
+    state = torch.load(rig_checkpoint, weights_only=True)
+    state["facebench"]["init"] |= {"rig": f"names:{tmp_path / 'names.txt'}", "num_vertices": 0}
+    torch.save(state, tmp_path / "meshless.ckpt")
+    soundfile.write(tmp_path / "a.wav", np.sin(np.arange(4800) / 9) * 0.3, 16_000)
+    for name, more in (("with.mp4", []), ("without.mp4", ["--checkpoint", str(tmp_path / "meshless.ckpt")])):
+        curves = ["--controls", str(tmp_path / f"{name}.npy"), *more]
+        assert animate(rig_checkpoint, head_root, tmp_path / "a.wav", tmp_path / name, *curves) == 0
+    assert not (tmp_path / "without.mp4").exists()
+    np.testing.assert_array_equal(np.load(tmp_path / "without.mp4.npy"), np.load(tmp_path / "with.mp4.npy"))
+    assert animate(tmp_path / "meshless.ckpt", head_root, tmp_path / "a.wav", tmp_path / "out.mp4") == 2
+    assert "knows no mesh; give --controls" in capsys.readouterr().err
