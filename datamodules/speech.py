@@ -75,6 +75,14 @@ class SpeechDataModule(ShardDataModule):
         """Region name -> vertex indices."""
         return {name: self.topology[name] for name in self.manifest.fields["regions"]}
 
+    def on_after_batch_transfer(self, batch: SpeechBatch, dataloader_idx: int) -> SpeechBatch:
+        """Numbers the speakers as the system in training or use does, which may have been trained on others."""
+        subjects = getattr(self.trainer and self.trainer.lightning_module, "subjects", self.train_subjects)
+        numbers = {name: number for number, name in enumerate(subjects)}
+        indices = [numbers.get(name, -1) for name in batch.subject]
+        batch.subject_index = torch.tensor(indices, device=batch.subject_index.device)
+        return batch
+
     def decode(self, key: str, members: dict[str, bytes]) -> dict[str, Any]:
         """Offsets to vertices, PCM to a float waveform, JSON to labels."""
         labels = json.loads(members["json"])

@@ -256,13 +256,6 @@ class SpeechToMesh(System):
         lengths = torch.tensor([len(clip) for clip in clips], device=self.device)
         return pad_sequence(clips, batch_first=True), lengths
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Numbers the speakers as this system does; other data may number them otherwise, or not know them."""
-        if isinstance(batch, SpeechBatch):
-            numbers = {name: number for number, name in enumerate(self.subjects)}
-            batch.subject_index = torch.tensor([numbers.get(name, -1) for name in batch.subject], device=self.device)
-        return batch
-
     def style_index(self, batch: SpeechBatch) -> Tensor:
         """(B,) int64: the training subject whose style to use."""
         return torch.where(batch.subject_index < 0, self.unseen_index, batch.subject_index)
