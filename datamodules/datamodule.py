@@ -138,9 +138,10 @@ class ShardDataModule(pl.LightningDataModule):
         """The same as :meth:`test_dataloader`."""
         return self.loader(self.predict_split)
 
-    def loader(self, split: str, shuffle: bool = False) -> Loader:
-        """A loader over one split."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+    def loader(self, split: str, shuffle: bool = False, whole: bool = False) -> Loader:
+        """A loader over this rank's share of a split; ``whole``: over all of it, for what every rank must know."""
+        trainer = None if whole else self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         columns = list(self.columns.values())
         dataset = ShardDataset(
             self.manifests, split, self.decode, self.collate, columns, self.on_bad_sample, training=shuffle

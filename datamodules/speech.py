@@ -75,6 +75,16 @@ class SpeechDataModule(ShardDataModule):
         """Region name -> vertex indices."""
         return {name: self.topology[name] for name in self.manifest.fields["regions"]}
 
+    def region(self, name: str) -> torch.Tensor:
+        """Vertex indices of a named region.
+
+        Raises:
+            UserError: the data does not name it.
+        """
+        if name not in self.manifest.fields["regions"]:
+            raise UserError(f"{self.root}: no region '{name}'; build the shards with --regions.{name} FILE")
+        return torch.as_tensor(self.topology[name])
+
     def on_after_batch_transfer(self, batch: SpeechBatch, dataloader_idx: int) -> SpeechBatch:
         """Numbers the speakers as the system in training or use does, which may have been trained on others."""
         subjects = getattr(self.trainer and self.trainer.lightning_module, "subjects", self.train_subjects)

@@ -100,6 +100,7 @@ def animate(
     check_conditions(system, given, reference=bool(reference))
 
     module = SpeechDataModule(data, batch_size=1)
+    system.check_frame_rate(module)
     draw = None
     if meshless:
         neutral, triangles = torch.zeros(0, 3), np.zeros((0, 3), np.int64)
@@ -128,6 +129,10 @@ def animate(
         )
 
     if reference:
+        if module.num_vertices != system.num_vertices:
+            raise UserError(
+                f"--data {data}: meshes of {module.num_vertices} vertices, so no reference for {checkpoint}"
+            )
         system = system.adapt(reference_of(module, reference))
     if style is None and subject in system.subjects:
         given = replace(given, subject=subject)

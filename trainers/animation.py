@@ -89,11 +89,10 @@ def check_conditions(system: SpeechToMesh, given: Conditions, reference: bool = 
         raise UserError(
             f"--style {given.subject}: unknown; this {system.info.title} knows {', '.join(system.subjects)}"
         )
-    if given.emotion is not None and not system.emotions:
-        raise UserError(f"--emotion: this {system.info.title} was trained without emotions; leave it out")
-    if given.intensity is not None and not system.emotions:
-        raise UserError(f"--intensity: this {system.info.title} was trained without emotions; leave it out")
-    if given.emotion is None and "emotion" in system.conditions and system.emotions and NEUTRAL not in system.emotions:
+    for condition in ("emotion", "intensity"):
+        if getattr(given, condition) is not None and not system.emotions:
+            raise UserError(f"--{condition}: this {system.info.title} was trained without emotions; leave it out")
+    if given.emotion is None and system.emotions and NEUTRAL not in system.emotions:
         raise UserError(f"--emotion: this {system.info.title} needs one of {', '.join(system.emotions)}")
     if given.emotion is not None and given.emotion not in system.emotions:
         raise UserError(

@@ -81,7 +81,7 @@ def adaptation(system: Any, data: SpeechDataModule, seconds: float = 10.0) -> di
     Returns:
         the series ``adapted`` and ``unadapted``.
     """
-    lips = torch.as_tensor(data.regions["lips"])
+    lips = data.region("lips")
     series: dict[str, dict[str, float]] = {"adapted": {}, "unadapted": {}}
     for reference, others in reference_clips(data, seconds):
         for name, model in (("adapted", system.adapt(reference)), ("unadapted", system)):

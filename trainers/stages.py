@@ -23,7 +23,7 @@ class Staged(pl.LightningModule):
 
         Args:
             epochs: of every stage but the last, which lasts to the end of the run.
-            modules: those that each stage trains.
+            modules: those that each stage trains; what of them the system has frozen stays so.
 
         Raises:
             UserError: another number of stages, or one without epochs.

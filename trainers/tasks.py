@@ -26,12 +26,14 @@ from metrics.motion import LipVertexError, MeanVertexError
 from trainers import backbones
 from trainers.features import matching_column
 from trainers.nets.rig import load_rig
-from trainers.nets.speech_encoder import Alignment, TrainedPart
+from trainers.nets.speech_encoder import SAMPLE_RATE, Alignment, TrainedPart
 
 Condition = Literal["subject", "emotion", "intensity", "transcript", "words", "prompt", "prompt image", "reference"]
 Task = Literal["text-to-face", "face-editing", "speech-to-mesh", "mesh-retargeting"]
 # Levels of an emotion, as in MEAD.
 INTENSITIES = 3
+# Seconds of a person that a system can adapt to.
+SHORTEST_REFERENCE = 1.0
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,23 @@ class SpeechToMesh(System):
         self._column: str | None = None
         self._states: dict[str, Tensor] = {}
 
+    @property
+    def frame_rate(self) -> float | None:
+        """The one frame rate that the system is for; None where it takes any."""
+        return 25.0 if self.alignment in ("pairs", "pair_states") else None
+
+    def check_frame_rate(self, data: SpeechDataModule) -> None:
+        """Compares the data's frame rate with the system's.
+
+        Raises:
+            UserError: they differ.
+        """
+        if self.frame_rate not in (None, data.fps):
+            raise UserError(
+                f"{data.root}: {data.fps:g} frames per second, but this {self.info.title} is for {self.frame_rate:g} "
+                "(model.fps, or model.alignment: pairs and pair_states are for 25, others for any)"
+            )
+
     @abstractmethod
     def animate(self, batch: SpeechBatch) -> Tensor:
         """Animates ``batch.template`` by ``batch.audio`` for ``batch.lengths`` frames.
@@ -229,6 +248,21 @@ class SpeechToMesh(System):
             UserError: the system takes no reference clip.
         """
         raise UserError(f"{self.info.title}: takes no reference clip; it takes {', '.join(self.conditions)}")
+
+    def check_reference(self, reference: SpeechBatch) -> None:
+        """Refuses clips that no one could be known by.
+
+        Raises:
+            UserError: clips of several persons, or less than a second of them.
+        """
+        people = sorted(set(reference.subject))
+        if len(people) != 1:
+            raise UserError(f"reference: clips of {', '.join(people)}; expected one person's")
+        seconds = int(reference.audio_lengths.sum()) / SAMPLE_RATE
+        if seconds < SHORTEST_REFERENCE:
+            raise UserError(
+                f"reference: lasts {seconds:.2f} s, expected at least {SHORTEST_REFERENCE:g} s (about 10 s are best)"
+            )
 
     def measurements(self, data: SpeechDataModule) -> dict[str, dict[str, float]]:
         """What the paper claims of this system, measured on the test split: series name -> clip -> number.
@@ -297,7 +331,7 @@ class SpeechToMesh(System):
         """Compares the data with the network before any work, and looks whether it gives the encoder's states.
 
         Raises:
-            UserError: another mesh, other training subjects or emotions.
+            UserError: another mesh or frame rate, other training subjects or emotions.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if data.num_vertices != self.num_vertices:
@@ -305,6 +339,7 @@ class SpeechToMesh(System):
                 f"model.num_vertices: {self.num_vertices}, but {data.root} holds meshes of "
                 f"{data.num_vertices} vertices; set it to {data.num_vertices} or use other data"
             )
+        self.check_frame_rate(data)
         if stage == "fit" and data.train_subjects != self.subjects:
             raise UserError(
                 f"model.subjects: {self.subjects}, but {data.root} trains on {data.train_subjects}; "
@@ -316,9 +351,7 @@ class SpeechToMesh(System):
                 "list the same names in the same order"
             )
         if self.num_vertices:
-            if "lips" not in data.regions:
-                raise UserError(f"{data.root}: no region 'lips' to measure; build the shards with --regions.lips FILE")
-            self.lips = torch.as_tensor(data.regions["lips"])
+            self.lips = data.region("lips")
         in_metres = data.manifest.fields["unit"] == "metre"
         self.lip_error.scale = self.vertex_error.scale = 1e3 if in_metres else 1.0
         self.suffix = "_mm" if in_metres else ""
@@ -404,6 +437,19 @@ class SpeechToRig(SpeechToMesh):
         self.frozen = (*self.frozen, "rig")
         self.control_error = MeanMetric()
 
+    def check_reference(self, reference: SpeechBatch) -> None:
+        """Also compares the controls.
+
+        Raises:
+            UserError: as in :meth:`SpeechToMesh.check_reference`, or other controls than the rig's.
+        """
+        super().check_reference(reference)
+        if reference.weights.shape[-1] != len(self.rig.controls):
+            raise UserError(
+                f"reference: has {reference.weights.shape[-1]} controls, expected the {len(self.rig.controls)} of "
+                "model.rig; fit them to the clips"
+            )
+
     @abstractmethod
     def control(self, batch: SpeechBatch) -> Tensor:
         """As :meth:`animate`, but the values of the controls: (B, T, C) float32."""
@@ -424,6 +470,12 @@ class SpeechToRig(SpeechToMesh):
             raise UserError(
                 f"model.rig: {len(self.rig.controls)} controls ({', '.join(self.rig.controls[:3])} ...), but "
                 f"{data.root} has {len(data.manifest.fields['controls'])}; name the rig that made the data"
+            )
+        moved = 0 if self.rig.offsets is None else self.rig.offsets.shape[1]
+        if self.num_vertices and moved != self.num_vertices:
+            raise UserError(
+                f"model.rig: moves {moved} vertices, but {data.root} holds meshes of {self.num_vertices}; name the rig "
+                "of these meshes, or build the data without meshes"
             )
 
     def predict_step(self, batch: SpeechBatch, batch_idx: int) -> dict[str, Tensor]:

@@ -20,7 +20,8 @@ Deliberate differences from the official code:
 
 - Speech states are resampled to two per frame and convolutions are padded, so that any frame rate gives exactly one
   output per frame.
-- Masks after every convolution: a clip gives in a batch what it gives alone.
+- Masks after every convolution: a clip gives in a batch what it gives alone. While training, padding enters the
+  statistics of the Conformer's batch normalisation, as it does in the library.
 - Tuning to a reference runs without dropout and leaves batch statistics as they are, so that it is deterministic.
 - Subsampling may be narrower than the model (official: as wide), and learning rates are arguments.
 
@@ -40,20 +41,22 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, gelu, mse_loss, one_hot
 from transformers import DynamicCache, MistralConfig, MistralModel, SeamlessM4TConfig
-from transformers.models.seamless_m4t.modeling_seamless_m4t import SeamlessM4TConformerEncoder
+from transformers.models.seamless_m4t.modeling_seamless_m4t import (
+    SeamlessM4TConformerEncoder,
+    SeamlessM4TConformerRelPositionalEmbedding,
+)
 
 from datamodules.batches import SpeechBatch
 from datamodules.errors import UserError
 from datamodules.speech import SpeechDataModule
 from trainers import measuring
-from trainers.nets.speech_encoder import SAMPLE_RATE
 from trainers.stages import Staged
 from trainers.tasks import Condition, SpeechToRig, SystemInfo
 
 STATES = 2  # speech states of a frame
 STRIDE = 8  # frames of a pose code
 ADAPTED = ["linear_q", "linear_k", "linear_v", "linear_out", "pointwise_conv1", "pointwise_conv2"]
-SHORTEST, REFERENCE = 1.0, 10.0  # seconds of a reference: at least, and as the paper claims
+REFERENCE = 10.0  # seconds of a reference, as the paper claims
 DRAWS = 8  # of a head pose, to measure how much it moves
 MOTIONLESS = 1e-4  # a spread below it is none
 
@@ -181,7 +184,7 @@ class AdaMesh(Staged, SpeechToRig):
         """Measures the training data, unless a checkpoint brought the result."""
         if not self.expression.scale.std.any():
             data = self.trainer.datamodule  # type: ignore[attr-defined]
-            batches = data.train_dataloader()
+            batches = data.loader("train", whole=True)
             self.measure(self.transfer_batch_to_device(batch, self.device, 0) for batch in batches)
 
     @torch.no_grad()
@@ -266,8 +269,8 @@ class AdaMesh(Staged, SpeechToRig):
         with torch.no_grad():
             vectors, codes = self.codec.quantise(self.codec.encode(*self.turns(batch)))
             sums, counts = self.style_matrices(speech, vectors, real)
-            self.style_sums.index_add_(0, batch.subject_index, sums.to(self.style_sums.dtype))
-            self.style_counts.index_add_(0, batch.subject_index, counts.to(self.style_counts.dtype))
+            for bank, clips in ((self.style_sums, sums), (self.style_counts, counts)):
+                bank += over_ranks(torch.zeros_like(bank).index_add(0, batch.subject_index, clips.to(bank.dtype)))
         forgotten = torch.rand(len(batch), device=self.device) < self.forget_style
         style = batch.subject_index.masked_fill(forgotten, len(self.subjects))
         return cross_entropy(self.gpt(codes, speech, style)[real], codes[real])
@@ -315,7 +318,8 @@ class AdaMesh(Staged, SpeechToRig):
         spread, mean = torch.std_mean(bank, dim=0, correction=0)
         scale = torch.where(spread > 0, 1 / spread, 0)
         wanted = (sums.sum(0) / counts.sum() - mean) * scale
-        return int(cosine_similarity(((bank - mean) * scale).flatten(1), wanted.flatten(), dim=-1).argmax())
+        nearness = cosine_similarity(((bank - mean) * scale).flatten(1), wanted.flatten(), dim=-1)
+        return int(nearness.masked_fill(self.style_counts == 0, -torch.inf).argmax())  # of those who spoke
 
     def adapt(self, reference: SpeechBatch) -> "AdaMesh":
         """A copy tuned to one person: MoLoRA on the expressions of the reference, merged, and the nearest pose style.
@@ -324,22 +328,15 @@ class AdaMesh(Staged, SpeechToRig):
             reference: clips of one person with controls and pose, about 10 s together.
 
         Raises:
-            UserError: the reference is too short, or has other controls.
+            UserError: see :meth:`check_reference`.
         """
-        seconds = int(reference.audio_lengths.sum()) / SAMPLE_RATE
-        if seconds < SHORTEST:
-            raise UserError(f"reference: lasts {seconds:.2f} s, expected at least {SHORTEST:g} s (about 10 s are best)")
-        if reference.weights.shape[-1] != len(self.rig.controls):
-            raise UserError(
-                f"reference: has {reference.weights.shape[-1]} controls, expected the {len(self.rig.controls)} of "
-                "model.rig"
-            )
+        self.check_reference(reference)
         shared = (self.encoder, self.rig, self._states)
         adapted = copy.deepcopy(self, {id(part): part for part in shared}).eval()
         adapted.pose_style.fill_(self.retrieve(reference))
         with torch.no_grad():
             states, _ = adapted.encode(reference)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng():
             torch.manual_seed(0)
             mixture = attach_adapters(adapted.expression, self.ranks)
         trained = [parameter for parameter in mixture.parameters() if parameter.requires_grad]
@@ -520,10 +517,24 @@ def conformer(blocks: int, dim: int, heads: int, feed_forward: int, kernel: int,
         speech_encoder_layerdrop=0.0,
         conv_depthwise_kernel_size=kernel,
         position_embeddings_type="relative",
-        max_source_positions=256,  # its table of positions grows with the clip
+        max_source_positions=1,  # see RelativePositions
         attn_implementation="eager",  # type: ignore[call-arg]
     )
-    return SeamlessM4TConformerEncoder(config)
+    encoder = SeamlessM4TConformerEncoder(config)
+    encoder.embed_positions = RelativePositions(config)
+    return encoder
+
+
+class RelativePositions(SeamlessM4TConformerRelPositionalEmbedding):
+    """The library's relative positions, made anew for each batch.
+
+    The library keeps a table that grows with the clips and takes on their precision: one that validation made cannot be
+    trained with, and differs from rank to rank.
+    """
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, dim) -> (1, 2·T - 1, dim)."""
+        return self.extend_pe(hidden_states)
 
 
 class Subsampling(nn.Module):
@@ -622,8 +633,9 @@ class PoseCodec(nn.Module):
     def follow(self, vectors: Tensor) -> None:
         """Moves the codes toward the means of the vectors (N, dim) nearest to them."""
         chosen = one_hot(self.quantise(vectors[None])[1][0], len(self.codebook)).float()
-        sums = self.DECAY * self.usage[:, None] * self.codebook + (1 - self.DECAY) * chosen.T @ vectors
-        self.usage.mul_(self.DECAY).add_(chosen.sum(0), alpha=1 - self.DECAY)
+        near, count = over_ranks(chosen.T @ vectors), over_ranks(chosen.sum(0))
+        sums = self.DECAY * self.usage[:, None] * self.codebook + (1 - self.DECAY) * near
+        self.usage.mul_(self.DECAY).add_(count, alpha=1 - self.DECAY)
         unused = self.usage < self.UNUSED
         restarts = vectors[torch.randint(len(vectors), (len(unused),), device=vectors.device)]
         self.codebook.copy_(torch.where(unused[:, None], restarts, sums / self.usage.clamp(min=1e-5)[:, None]))
@@ -734,3 +746,10 @@ def steps(turns: Tensor) -> Tensor:
 def pose_spread(pose: Tensor, lengths: Tensor) -> Tensor:
     """Standard deviation over time of the angles (B, T, 3) of clips of so many frames: (B, 3) radians."""
     return torch.stack([clip[:n].std(0, correction=0) for clip, n in zip(pose, lengths.tolist(), strict=True)])
+
+
+def over_ranks(values: Tensor) -> Tensor:
+    """The sum of a tensor over all processes of a run."""
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values)
+    return values

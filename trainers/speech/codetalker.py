@@ -162,8 +162,7 @@ class CodeTalker(Staged, SpeechToMesh):
             period=period,
             dropout=dropout,
         )
-        trained: list[nn.Module] = [self.decoder] if train_encoder == "none" else [self.decoder, self.encoder]
-        self.plan_stages(stage_epochs, [[self.autoencoder], trained])
+        self.plan_stages(stage_epochs, [[self.autoencoder], [self.decoder, self.encoder]])
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
         """The current stage's loss."""

@@ -134,8 +134,7 @@ class CSTalk(Staged, SpeechToRig):
         self.generator = Generator(
             self.encoder.dim, len(emotions), len(self.rig.controls), dim=dim, levels=levels, dropout=dropout
         )
-        encoder_part = nn.ParameterList([p for p in self.encoder.parameters() if p.requires_grad])
-        self.plan_stages(stage_epochs, [[self.correlation], [self.generator, encoder_part]])
+        self.plan_stages(stage_epochs, [[self.correlation], [self.generator, self.encoder]])
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
         """Stage 1: hidden regions from the others. Stage 2: the generator's losses."""

@@ -2,16 +2,15 @@
 
 The claim: a CLIP that also knows facial expressions lets a text or an image say how a talking head shall look, in words
 it was never trained on; and augmenting speech data by expressions from prompts (EPA) teaches a speech-driven generator
-more emotions than its corpus has, without harm to the lips.
+more emotions than its corpus has. That the lips take no harm is what our suite checks.
 
 There is no official code, and the paper's sizes, loss weights and generator are not known to us. What the paper tells
-is here: frozen CLIP encoders of text and image, an expression encoder and decoder, their alignment on prompts with
-blendshapes (TEAD there, which is not public), a generator whose style is the shared embedding, and EPA. All else is a
-reconstruction:
+is here: an embedding that texts, images (through CLIP) and expressions share, learned on prompts with blendshapes (TEAD
+there, which is not public), a generator whose style it is, and EPA. All else is a reconstruction:
 
-- Stage 1 trains small heads behind CLIP and the expression encoder 52 -> 256 -> 512 -> d with a mirrored decoder:
-  reconstruction from the expression's and from the text's embedding, symmetric InfoNCE (or cosine) between expression
-  and text, and the same for images where the prompts have pictures.
+- Stage 1 keeps CLIP frozen and trains small heads behind it and an expression encoder 52 -> 256 -> 512 -> d with a
+  mirrored decoder: reconstruction from the expression's and from the text's embedding, symmetric InfoNCE (or cosine)
+  between expression and text, and the same for images where the prompts have pictures.
 - Stage 2 trains the generator on speech with everything else frozen: a transformer over the states of a speech encoder,
   each frame attending to its neighbourhood, with scale and shift of each normalisation from the style (FiLM). A clip's
   style is the embedding of one of its frames.
@@ -21,6 +20,7 @@ reconstruction:
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -137,11 +137,14 @@ class ExpCLIP(Staged, SpeechToRig):
         self.clip = backbones.load(clip, "clip")
         self.frozen = (*self.frozen, "clip")
         controls = self.rig.controls
+        for prefix in speech_controls:
+            if not any(name.startswith(prefix) for name in controls):
+                raise UserError(f"model.speech_controls: no control of {rig} starts with '{prefix}'")
         spoken = [name.startswith(tuple(speech_controls)) for name in controls]
         self.register_buffer("spoken", torch.tensor(spoken), persistent=False)
         self.space = ExpressionSpace(len(controls), self.clip.model.config.projection_dim, embedding, hidden)
         self.generator = StyledGenerator(self.encoder.dim, len(controls), embedding, dim, layers, heads, reach, dropout)
-        self.plan_stages(list(stage_epochs), [[self.space], [self.generator]])
+        self.plan_stages(list(stage_epochs), [[self.space], [self.generator, self.encoder]])
 
     def setup(self, stage: str) -> None:
         """Also reads the prompts for training, and what CLIP says of them.
@@ -154,6 +157,7 @@ class ExpCLIP(Staged, SpeechToRig):
             self.known = self.read_prompts("train")
             self.text_features = self.read(self.known.text)
             self.image_features = self.look(self.known.image) if self.known.image.numel() else None
+            self.known = replace(self.known, image=self.known.image[:0])  # their features are enough
 
     def read_prompts(self, split: str) -> PromptBatch:
         """All prompts of a split.
@@ -179,6 +183,12 @@ class ExpCLIP(Staged, SpeechToRig):
         """CLIP's embeddings of images (N, 3, H, W) in [-1, 1], (N, D)."""
         return torch.cat([self.clip.encode_image(some.to(self.device)) for some in images.split(256)])
 
+    def on_train_start(self) -> None:
+        """Also lets each rank draw prompts of its own."""
+        super().on_train_start()
+        if self.trainer.world_size > 1:
+            torch.manual_seed(int(torch.randint(2**31, [])) + self.trainer.global_rank)
+
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
         """Stage 1: alignment on random prompts. Stage 2: the generator on the clips, some of them augmented."""
         if self.stage == 0:
@@ -192,9 +202,9 @@ class ExpCLIP(Staged, SpeechToRig):
         """Losses of stage 1 on the training prompts ``chosen`` (N,)."""
         weights = self.known.weights[chosen].to(self.device)
         expression = self.space.of_expression(weights)
-        views = {"text": self.space.of_text(self.text_features[chosen.to(self.device)])}
+        views = {"text": self.space.of_text(self.text_features[chosen].to(self.device))}
         if self.image_features is not None:
-            views["image"] = self.space.of_image(self.image_features[chosen.to(self.device)])
+            views["image"] = self.space.of_image(self.image_features[chosen].to(self.device))
         losses = {"reconstruction": reconstruction_loss(self.space.decode(expression), weights)}
         for name, view in views.items():
             weight = self.image_weight if name == "image" else 1.0
@@ -233,9 +243,9 @@ class ExpCLIP(Staged, SpeechToRig):
         neutral = torch.rand(count, 1, device=device) < self.unprompted
         by_text = (torch.rand(count, 1, device=device) < 0.5) & ~neutral
         drawn = self.weakest + (1 - self.weakest) * torch.rand(count, 1, device=device)
-        strength = torch.where(by_text, torch.ones_like(drawn), drawn)
+        strength = torch.where(by_text | neutral, torch.ones_like(drawn), drawn)
         expression = strength * ~neutral * self.known.weights[chosen].to(device)
-        text = self.space.of_text(self.text_features[chosen.to(device)])
+        text = self.space.of_text(self.text_features[chosen].to(device))
         prompted = torch.where(by_text, text, self.space.of_expression(expression))
         blended = (1 - strength)[:, None] * batch.weights + expression[:, None]
         augmented = torch.rand(count, 1, device=device) < self.augmentation
@@ -244,13 +254,8 @@ class ExpCLIP(Staged, SpeechToRig):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW, with a rate for each stage; the speech encoder has the second's."""
-        heard = [p for p in self.encoder.parameters() if p.requires_grad]
-        return torch.optim.AdamW(
-            [
-                {"params": self.stage_parameters(0), "lr": self.lr[0]},
-                {"params": [*self.stage_parameters(1), *heard], "lr": self.lr[1]},
-            ]
-        )
+        groups = [{"params": self.stage_parameters(stage), "lr": lr} for stage, lr in enumerate(self.lr)]
+        return torch.optim.AdamW(groups)
 
     @torch.no_grad()
     def control(self, batch: SpeechBatch) -> Tensor:
@@ -292,7 +297,7 @@ class ExpCLIP(Staged, SpeechToRig):
             series["image_retrieval"] = nearest_is_own(self.space.of_image(self.look(unseen.image)), means, unseen)
         names = ("lip_error", "prompted_lip_error", "unprompted_difference", "prompted_difference")
         series |= {name: {} for name in names}
-        lips = torch.as_tensor(data.regions["lips"])
+        lips = data.region("lips")
         for number, clip in enumerate(split_clips(data)):
             which = number % len(unseen)
             for prompt, error, difference in (("", *names[::2]), (unseen.text[which], *names[1::2])):

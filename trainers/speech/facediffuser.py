@@ -297,7 +297,7 @@ class FaceDiffuser(MotionDiffusion):
             for ``ddpm`` and ``ddim``: ``<sampler>_diversity``, the mean distance of a vertex between two samples;
             ``<sampler>_lve`` and ``<sampler>_ce``, the lip-vertex error (L2, maximum) of the first and the best sample.
         """
-        lips = torch.as_tensor(data.regions["lips"])
+        lips = data.region("lips")
         series: dict[str, dict[str, float]] = {
             f"{sampler}_{name}": {} for sampler in ETA for name in ("diversity", "lve", "ce")
         }
@@ -597,6 +597,8 @@ def schedule(steps: int, sample_steps: int) -> DDIMScheduler:
         clip_sample=False,
         timestep_spacing="trailing",
     )
+    # In single precision the variance left at the first of few steps rounds to less than nothing.
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
     scheduler.set_timesteps(sample_steps)
     return scheduler
 

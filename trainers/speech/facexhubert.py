@@ -127,7 +127,7 @@ class FaceXHuBERT(SpeechToMesh):
             ``true_emotion`` and ``other_emotion``: the error with the flag of the clip and with the other; ``moved``:
             how far apart the two motions are. All are means over the region and the frames of a clip.
         """
-        region = torch.as_tensor(data.regions["upper_face"])
+        region = data.region("upper_face")
         series: dict[str, dict[str, float]] = {"true_emotion": {}, "other_emotion": {}, "moved": {}}
         for batch in data.loader("test"):
             emotional = self.emotional(batch)

@@ -42,7 +42,6 @@ from trainers.nets.speech_encoder import SAMPLE_RATE, TrainedPart
 from trainers.tasks import SpeechToMesh, SystemInfo
 
 BILABIALS = ("m", "b", "p")
-SHORTEST_REFERENCE = 30
 
 
 class Imitator(SpeechToMesh):
@@ -151,15 +150,9 @@ class Imitator(SpeechToMesh):
             A copy in evaluation mode that has this person's style alone. This system stays as it is.
 
         Raises:
-            UserError: clips of several persons, or less than a second of them.
+            UserError: see :meth:`check_reference`.
         """
-        if len(set(reference.subject)) != 1:
-            raise UserError(f"reference: clips of {', '.join(sorted(set(reference.subject)))}; expected one person's")
-        if int(reference.lengths.sum()) < SHORTEST_REFERENCE:
-            raise UserError(
-                f"reference: {int(reference.lengths.sum())} frames, expected at least {SHORTEST_REFERENCE}; "
-                "give a longer clip"
-            )
+        self.check_reference(reference)
         adapted = copy.deepcopy(self).eval().requires_grad_(False)
         style, motion = adapted.style(reference), adapted.motion
         target, real = adapted._target(reference), reference.frame_mask

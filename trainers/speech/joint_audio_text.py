@@ -128,24 +128,25 @@ class JointAudioText(SpeechToMesh):
         )
         self.register_buffer("vertex_weights", torch.ones(num_vertices, 1), persistent=False)
 
+    @property
+    def frame_rate(self) -> float:
+        """That of the audio windows and word times."""
+        return self.fps
+
     def setup(self, stage: str) -> None:
-        """Also compares the frame rate and looks the weighted regions up.
+        """Also looks the weighted regions up.
 
         Raises:
-            UserError: another frame rate, or no such region.
+            UserError: no such region.
         """
         super().setup(stage)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data.fps != self.fps:
-            raise UserError(
-                f"model.fps: {self.fps:g}, but {data.root} has {data.fps:g} frames per second; set it to that"
-            )
         for name, weight in self.region_weights.items():
             if name not in data.regions:
                 raise UserError(
                     f"model.region_weights: {data.root} has no region '{name}'; name some of {', '.join(data.regions)}"
                 )
-            self.vertex_weights[torch.as_tensor(data.regions[name])] = weight
+            self.vertex_weights[data.region(name)] = weight
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
         """Weighted squared errors of vertices and of their frame-to-frame differences."""
@@ -176,7 +177,7 @@ class JointAudioText(SpeechToMesh):
     def measurements(self, data: SpeechDataModule) -> dict[str, dict[str, float]]:
         """Errors in mm of each test clip: ``lips``, the maximum over the lips, and ``upper_face``, the mean over it."""
         series: dict[str, dict[str, float]] = {"lips": {}, "upper_face": {}}
-        lips, upper_face = (torch.as_tensor(data.regions[name]) for name in series)
+        lips, upper_face = (data.region(name) for name in series)
         for batch in data.loader(SPLIT):
             predicted = self.animate(batch)
             series["lips"] |= clip_errors(predicted, batch, lips)

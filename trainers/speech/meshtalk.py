@@ -175,23 +175,26 @@ class MeshTalk(Staged, SpeechToMesh):
         autoencoder: list[nn.Module] = [self.audio_encoder, self.expression_encoder, self.fusion, self.unet]
         self.plan_stages(stage_epochs or [1], [autoencoder, [self.prior]])
 
+    @property
+    def frame_rate(self) -> float:
+        """That of the audio windows."""
+        return self.fps
+
     def setup(self, stage: str) -> None:
         """Also takes masks, mean and spread of the vertices from the data.
 
         Raises:
-            UserError: the data has another frame rate, or a mask is neither its region nor a file.
+            UserError: a mask is neither a region of the data nor a file.
         """
         super().setup(stage)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data.fps != self.fps:
-            raise UserError(f"model.fps: {self.fps:g}, but {data.root} has {data.fps:g} frames per second")
         if stage != "fit":
             return
         for name, mask in self.loss_masks.items():
             self.get_buffer(name).copy_(vertex_mask(mask, data))
         for row, mask in zip(self.smooth_masks, self.smooth, strict=True):
             row.copy_(vertex_mask(mask, data))
-        mean, spread = vertex_statistics(data.train_dataloader())
+        mean, spread = vertex_statistics(data.loader("train", whole=True))
         self.mean.copy_(mean)
         self.spread.copy_(spread)
 
@@ -361,7 +364,7 @@ class MeshTalk(Staged, SpeechToMesh):
                 chosen, _ = quantise(self.fusion(seen[:, :frames], heard[:, :frames]))
                 meshes[name] = self.decode(clip.template, chosen)
             for region in ("lips", "upper_face"):
-                vertices = torch.as_tensor(data.regions[region])
+                vertices = data.region(region)
                 for name in ("expression", "audio"):
                     moved = (meshes[name] - meshes["own"])[:, :, vertices].norm(dim=-1).mean() * 1e3
                     series.setdefault(f"{region}_by_{name}", {})[clip.key[0]] = moved.item()
@@ -652,7 +655,7 @@ def vertex_mask(name: str, data: SpeechDataModule) -> Tensor:
         UserError: it is neither.
     """
     if name in data.regions:
-        return torch.zeros(data.num_vertices).index_fill(0, torch.as_tensor(data.regions[name]).long(), 1.0)
+        return torch.zeros(data.num_vertices).index_fill(0, data.region(name).long(), 1.0)
     if not Path(name).is_file():
         raise UserError(
             f"model: mask '{name}' is neither a file nor a region of {data.root} ({', '.join(data.regions)})"

@@ -36,13 +36,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, layer_norm
 
 from datamodules.batches import SpeechBatch
-from datamodules.errors import UserError
 from datamodules.speech import SpeechDataModule
 from trainers.measuring import split_clips
 from trainers.nets.speech_encoder import SAMPLE_RATE, TrainedPart
 from trainers.tasks import SpeechToRig, SystemInfo
 
-SHORTEST_REFERENCE = 30
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SUMMARY = len(QUANTILES) + 1
 UNKNOWN = -100  # cross_entropy's own mark
@@ -212,20 +210,9 @@ class PersonalizedSpeech(SpeechToRig):
             A copy in evaluation mode that has this person's style alone. This system stays as it is.
 
         Raises:
-            UserError: clips of several persons, without controls, or less than a second of them.
+            UserError: see :meth:`check_reference`.
         """
-        if len(set(reference.subject)) != 1:
-            raise UserError(f"reference: clips of {', '.join(sorted(set(reference.subject)))}; expected one person's")
-        if int(reference.lengths.sum()) < SHORTEST_REFERENCE:
-            raise UserError(
-                f"reference: {int(reference.lengths.sum())} frames, expected at least {SHORTEST_REFERENCE}; "
-                "give a longer clip"
-            )
-        if reference.weights.shape[-1] != len(self.rig.controls):
-            raise UserError(
-                f"reference: {reference.weights.shape[-1]} rig controls, expected the {len(self.rig.controls)} of "
-                "model.rig; fit them to the clip"
-            )
+        self.check_reference(reference)
         adapted = copy.deepcopy(self).eval().requires_grad_(False)
         with torch.no_grad():
             styles, _ = adapted.expression_encoder(reference.weights, reference.frame_mask)

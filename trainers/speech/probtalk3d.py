@@ -153,8 +153,7 @@ class ProbTalk3D(Staged, SpeechToRig):
         self.prior = MotionPrior(len(controls), bottleneck, dim, prior_layers, heads, hidden, dropout)
         style_dim = len(subjects) + len(emotions) + INTENSITIES
         self.predictor = LatentPredictor(2 * self.encoder.dim, style_dim, dim, predictor_layers, heads, hidden, dropout)
-        trained = [self.predictor] if train_encoder == "none" else [self.predictor, self.encoder]
-        self.plan_stages(stage_epochs, [[self.prior], trained])
+        self.plan_stages(stage_epochs, [[self.prior], [self.predictor, self.encoder]])
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
         """The current stage's loss."""

@@ -100,7 +100,7 @@ class VOCA(SpeechToMesh):
         super().setup(stage)
         if stage == "fit":
             data = self.trainer.datamodule  # type: ignore[attr-defined]
-            offsets = sample_offsets(data.train_dataloader())
+            offsets = sample_offsets(data.loader("train", whole=True))
             self.network.initialise_expressions(offsets / self.unit)
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:

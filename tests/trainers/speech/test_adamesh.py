@@ -309,6 +309,9 @@ def test_bad_references(talking_root, speech_backbone, rig) -> None:
     short = batch.clip(0)
     with pytest.raises(UserError, match=r"reference: lasts 0\.\d+ s, expected at least 1 s"):
         model.adapt(short)
+    with pytest.raises(UserError, match="expected one person's"):
+        model.adapt(batch)
+    batch.subject = ["anna"] * len(batch)
     batch.weights = batch.weights[..., :1]
     with pytest.raises(UserError, match="reference: has 1 controls, expected the 2"):
         model.adapt(batch)

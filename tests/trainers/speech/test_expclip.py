@@ -231,9 +231,22 @@ def test_nearest_emotion(prompts_root):
 
 def test_prompts_for_another_rig_are_refused(system, head_root, prompts_root, tmp_path):
     (tmp_path / "names.txt").write_text("open\nclose\n")
-    model = system(rig=f"names:{tmp_path / 'names.txt'}", num_vertices=0)
+    model = system(rig=f"names:{tmp_path / 'names.txt'}", num_vertices=0, speech_controls=["open"])
     with pytest.raises(UserError, match=r"model.prompts: .* has 52 controls \(.*\), but the rig has 2"):
         model.read_prompts("train")
+
+
+def test_speech_controls_that_name_nothing_are_refused(system):
+    with pytest.raises(UserError, match="no control of demo starts with 'Mouth'"):
+        system(speech_controls=["jaw", "Mouth"])
+
+
+def test_without_a_prompt_nothing_of_the_clip_s_expression_is_left(system, batch, head_root, tmp_path):
+    model = system(augmentation=1.0, unprompted=1.0, weakest=0.0)
+    fit(model, head_root, tmp_path, epochs=2)
+    _, target = model.augment(batch)
+    assert not target[..., ~model.spoken][batch.frame_mask].any()
+    torch.testing.assert_close(target[..., model.spoken], batch.weights[..., model.spoken])
 
 
 def test_paper_scale_has_the_reconstruction_s_sizes(monkeypatch):

@@ -151,7 +151,7 @@ def fit(model: JointAudioText, root, folder, epochs: int) -> pl.Trainer:
 def test_regions_and_frame_rate_must_be_the_datas(talking_root, speech_backbone, text_backbone, tmp_path) -> None:
     with pytest.raises(UserError, match="no region 'ears'; name some of lips, upper_face"):
         fit(system(speech_backbone, text_backbone, region_weights={"ears": 2.0}), talking_root, tmp_path, 1)
-    with pytest.raises(UserError, match=r"model.fps: 25, but .* 30 frames per second"):
+    with pytest.raises(UserError, match=r"30 frames per second, but this .* is for 25 \(model.fps"):
         fit(system(speech_backbone, text_backbone, fps=25.0), talking_root, tmp_path, 1)
 
 

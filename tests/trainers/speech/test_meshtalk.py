@@ -226,7 +226,7 @@ def test_layers_that_read_vertices_have_a_learning_rate_of_their_own() -> None:
 
 
 def test_another_frame_rate_is_refused(talking_root) -> None:
-    with pytest.raises(UserError, match=r"model.fps: 25"):
+    with pytest.raises(UserError, match=r"30 frames per second, but this MeshTalk is for 25 \(model.fps"):
         fit(system(fps=25.0), talking_root)
 
 
