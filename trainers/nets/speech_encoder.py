@@ -284,7 +284,9 @@ def interpolate_features(features: Tensor, frames: int) -> Tensor:
 
 
 def pair_features(features: Tensor, frames: int) -> Tensor:
-    """(N, C) -> (2·min(frames, N // 2), C): two features for each frame."""
+    """(N, C) -> (2·min(frames, N // 2), C): two features for each frame; a single one is both of the first frame's."""
+    if len(features) == 1:
+        features = features.expand(2, -1)
     return features[: 2 * min(frames, len(features) // 2)]
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,34 @@ def speech_configs(folder: str) -> list[Path]:
     return [path for path in paths if read_config(path)["class_path"].startswith("trainers.speech.")]
 
 
+def weights_of(system: SpeechToMesh) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in system.named_parameters()}
+
+
 class OneBatch(pl.Callback):
-    """Keeps the loss of every epoch, one step long."""
+    """Keeps the loss of every epoch, one step long, and the weights before and after it."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
+        self.weights: list[dict[str, torch.Tensor]] = []
+
+    def on_fit_start(self, trainer, pl_module) -> None:
+        self.weights.append(weights_of(pl_module))
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        self.weights.append(weights_of(pl_module))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         loss = outputs["loss"] if isinstance(outputs, dict) and "loss" in outputs else torch.zeros(())
         self.losses.append(float(loss))
+
+
+def short_trainer(epochs: int, **options: Any) -> pl.Trainer:
+    """A trainer of one step an epoch."""
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return pl.Trainer(
+        accelerator="cpu", max_epochs=epochs, limit_train_batches=1, enable_checkpointing=False, **quiet, **options
+    )
 
 
 @pytest.fixture(scope="module", params=speech_configs("demo"), ids=lambda path: path.stem)
@@ -56,17 +76,7 @@ def trained(request, head_root, prompts_root, tmp_path_factory) -> tuple[SpeechT
     torch.manual_seed(0)
     system = system_class(model)(**arguments)
     seen = OneBatch()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=stages + 1,
-        limit_train_batches=1,
-        limit_val_batches=0,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        callbacks=[seen],
-    )
+    trainer = short_trainer(stages + 1, limit_val_batches=0, callbacks=[seen])
     trainer.fit(system, datamodule=SpeechDataModule(str(head_root), batch_size=3))
     path = tmp_path_factory.mktemp("checkpoint") / "last.ckpt"
     trainer.save_checkpoint(path)
@@ -99,20 +109,31 @@ def test_every_stage_trains(trained) -> None:
     assert all(torch.isfinite(parameter).all() for parameter in system.parameters())
 
 
-def test_every_stage_trains_in_bfloat16(trained, head_root) -> None:
+STAGES = {
+    "meshtalk": [{"audio_encoder", "expression_encoder", "fusion", "unet"}, {"prior"}],
+    "codetalker": [{"autoencoder"}, {"decoder"}],
+    "cstalk": [{"correlation"}, {"generator"}],
+    "expclip": [{"space"}, {"generator"}],
+    "geneface": [{"expert"}, {"vae"}],
+    "adamesh": [{"expression", "codec"}, {"gpt"}],
+    "probtalk3d": [{"prior"}, {"predictor"}],
+}
+
+
+def test_every_stage_trains_its_own_parts_alone(trained) -> None:
+    system, _, seen = trained
+    for number, (before, after) in enumerate(pairwise(seen.weights)):
+        moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+        if system.info.name in STAGES:
+            assert moved == STAGES[system.info.name][number]
+        else:
+            assert moved
+
+
+def test_every_stage_trains_in_bfloat16_and_after_a_validation(trained, head_root) -> None:
     system, _, seen = trained
     again = type(system)(**dict(system.hparams))
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        precision="bf16-mixed",
-        max_epochs=len(seen.losses),
-        limit_train_batches=1,
-        limit_val_batches=0,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
+    trainer = short_trainer(len(seen.losses), precision="bf16-mixed", limit_val_batches=1)
     trainer.fit(again, datamodule=SpeechDataModule(str(head_root), batch_size=3))
     assert all(torch.isfinite(parameter).all() for parameter in again.parameters())
 
@@ -139,6 +160,8 @@ def test_animation_follows_the_sound_and_never_looks_at_the_truth(trained, batch
     )
     assert torch.equal(animated(system, blind), honest)
     assert torch.equal(animated(system, clip), honest), "the same clip gives the same motion again"
+    other = replace(clip, audio=clip.audio.flip(1))
+    assert not torch.equal(animated(system, other), honest), "another sound gives another motion"
 
 
 def test_a_minute_of_speech(trained, batch) -> None:

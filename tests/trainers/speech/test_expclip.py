@@ -164,16 +164,7 @@ def test_losses_are_means_over_real_frames(system, batch, head_root, tmp_path):
         torch.testing.assert_close(together[name], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_stages_train_one_after_the_other(system, head_root, tmp_path):
-    before = system()
-    first = system(stage_epochs=[1])
-    fit(first, head_root, tmp_path, epochs=2)
-    changed = {
-        name.split(".")[0]
-        for (name, one), other in zip(before.named_parameters(), first.parameters(), strict=True)
-        if not torch.equal(one, other)
-    }
-    assert changed == {"space", "generator"}
+def test_a_run_without_its_second_stage_is_refused(system, head_root, tmp_path):
     with pytest.raises(UserError, match=r"trainer.max_epochs: 1, but the last stage of ExpCLIP starts after epoch 1"):
         fit(system(), head_root, tmp_path, epochs=1)
 

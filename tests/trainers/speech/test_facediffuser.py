@@ -48,6 +48,15 @@ def batch_of(root, split: str = "train", size: int = 6) -> SpeechBatch:
     return next(iter(SpeechDataModule(str(root), batch_size=size).loader(split)))
 
 
+@pytest.mark.parametrize("steps", [25, 500, 1000])
+def test_any_number_of_sampling_steps_gives_numbers(steps: int) -> None:
+    for sample_steps in (number for number in range(1, steps + 1) if steps % number == 0):
+        scheduler, x = schedule(steps, sample_steps), torch.zeros(1, 2)
+        for step in scheduler.timesteps.tolist()[:-1]:
+            x = scheduler.step(torch.zeros(1, 2), step, x, 1.0, variance_noise=torch.ones(1, 2), return_dict=False)[0]
+        assert torch.isfinite(x).all(), sample_steps
+
+
 @pytest.mark.parametrize("sample_steps", [5, 10])
 def test_the_stochastic_step_is_ancestral_sampling(sample_steps: int) -> None:
     ours = schedule(10, sample_steps)
