@@ -213,18 +213,19 @@ def memory(case: str, data: ShardDataModule) -> Row:
 
 
 class Watch:
-    """A DataLoader and how long each of its batches was waited for.
+    """A loader's deliveries and how long each of them was waited for.
 
     Attributes:
         waits: seconds of every batch, an epoch after another.
     """
 
-    def __init__(self, loader: DataLoader) -> None:
-        self.loader = loader
+    def __init__(self, deliveries: Callable[[], Iterator[Any]]) -> None:
+        self.deliveries = deliveries
         self.waits: list[float] = []
 
-    def __iter__(self) -> Iterator[Any]:
-        batches = iter(self.loader)
+    def __call__(self) -> Iterator[Any]:
+        """The deliveries of an epoch."""
+        batches = self.deliveries()
         while True:
             start = time.perf_counter()
             got = list(islice(batches, 1))
@@ -240,8 +241,8 @@ class WatchedData(SpeechDataModule):
     def train_dataloader(self) -> Loader:
         """The loader of training, watched."""
         loader = super().train_dataloader()
-        self.watch = Watch(loader.loader)
-        loader.loader = self.watch  # type: ignore[assignment]
+        self.watch = Watch(loader.deliveries)
+        loader.deliveries = self.watch  # type: ignore[method-assign]
         return loader
 
 

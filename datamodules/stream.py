@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import math
+import multiprocessing
 import os
 import random
 import tarfile
@@ -20,7 +21,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, chain, count, islice, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -46,6 +47,8 @@ OPEN_SHARDS = 4 * SHUFFLE_WINDOW
 LARGEST_SAMPLE = 1 << 30
 # Tensors of a batch up to this many bytes are copied to the main process rather than shared with it.
 SMALL_TENSOR = 1 << 16
+# Seconds within which a forked worker says that it runs, and how often workers are forked until all do.
+START_SECONDS, STARTS = 30.0, 5
 
 OnBadSample = Literal["error", "skip"]
 
@@ -506,15 +509,8 @@ class Loader:
         self.bad: Counter[tuple[str, str]] = Counter()
         self.sampler = plan  # where Lightning looks for set_epoch
         self.batch_sampler = None
-        self.loader = DataLoader(
-            dataset,
-            sampler=plan,
-            batch_size=None,
-            num_workers=num_workers,
-            collate_fn=_small_by_value,
-            persistent_workers=num_workers > 0,
-            generator=torch.Generator(),  # starting an epoch must not move the generator that training draws from
-        )
+        self.num_workers = num_workers
+        self.loader: DataLoader | None = None
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -522,7 +518,7 @@ class Loader:
     def __iter__(self) -> Iterator[Any]:
         skipped: set[int] = set()
         allowed = self.max_bad_share * len(self.dataset) / self.plan.world
-        for batch, bad, error in self.loader:
+        for batch, bad, error in self.deliveries():
             if error is not None:
                 raise UserError(error)
             for sample in bad:
@@ -539,6 +535,44 @@ class Loader:
             yield _tensors_again(batch)
         if self.plan.shuffle:
             self.plan.set_epoch(self.plan.epoch + 1)
+
+    def deliveries(self) -> Iterator[Delivery]:
+        """What the workers hand over, batch by batch; they are forked at the first call, and stay.
+
+        CPython 3.11 can stand still in the child of a fork for ever, where a thread of a library (a collective of
+        gloo that gives back its tensors) was about to enter the interpreter at that moment: the child inherits a lock
+        without the thread that would release it. Such workers are killed and forked again.
+
+        Raises:
+            UserError: workers did not start, however often they were forked.
+        """
+        if self.loader is not None:
+            return iter(self.loader)
+        for _ in range(STARTS):
+            before = set(multiprocessing.active_children())
+            started = multiprocessing.Semaphore(0)
+            loader = DataLoader(
+                self.dataset,
+                sampler=self.plan,
+                batch_size=None,
+                num_workers=self.num_workers,
+                collate_fn=_small_by_value,
+                worker_init_fn=partial(_report, started),
+                persistent_workers=self.num_workers > 0,
+                generator=torch.Generator(),  # starting an epoch must not move the generator that training draws from
+            )
+            deliveries = iter(loader)
+            if all(started.acquire(timeout=START_SECONDS) for _ in range(self.num_workers)):
+                self.loader = loader
+                return deliveries
+            del loader, deliveries  # ends those that run, and makes PyTorch forget the others
+            for worker in set(multiprocessing.active_children()) - before:
+                worker.kill()
+                worker.join()
+        raise UserError(
+            f"{self.dataset.readers[0].path.parent}: workers did not start within {START_SECONDS:g} seconds, "
+            f"{STARTS} times in a row; data.num_workers is {self.num_workers}: choose fewer, or 0"
+        )
 
     def _count(self, sample: Bad) -> None:
         """Warns at the first, the tenth, the hundredth ... sample of a kind."""
@@ -563,6 +597,11 @@ class Loader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where the saved loader stood."""
         self.plan.load_state_dict(state)
+
+
+def _report(started: Any, worker: int) -> None:
+    """In a worker: says that it runs."""
+    started.release()
 
 
 def _small_by_value(delivery: Any) -> Any:

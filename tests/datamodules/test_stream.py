@@ -1,3 +1,7 @@
+import fcntl
+import multiprocessing
+import signal
+import time
 import warnings
 from itertools import chain, pairwise
 from types import SimpleNamespace
@@ -6,6 +10,7 @@ import pytest
 import torch
 import webdataset as wds
 
+from datamodules import stream
 from datamodules.errors import UserError
 from datamodules.faces import FaceDataModule
 from datamodules.shards import Manifest, Shard
@@ -168,6 +173,51 @@ def test_a_loader_resumes_behind_the_batches_it_gave(faces_root, num_workers):
     resumed.plan.set_epoch(state["epoch"])
     assert before + [batch.key for batch in resumed] == whole
     assert len(resumed) == len(whole), "the length stays that of the epoch: Lightning counts by it"
+
+
+@pytest.fixture
+def hanging_workers(monkeypatch, tmp_path):
+    """Hangs the first workers that are forked, deaf to polite signals like one that hangs in the fork itself."""
+    report, forked = stream._report, tmp_path / "forked"
+
+    def hang(times: int) -> None:
+        def report_or_hang(started, worker):
+            with forked.open("a+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.write("x")
+                file.flush()
+                number = file.tell()
+            if number <= times:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                time.sleep(600)
+            report(started, worker)
+
+        monkeypatch.setattr(stream, "_report", report_or_hang)
+        monkeypatch.setattr(stream, "START_SECONDS", 1.0)
+        monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)  # PyTorch's wait for each
+
+    return hang
+
+
+def test_workers_that_hang_in_the_fork_are_forked_again(faces_root, hanging_workers):
+    data = FaceDataModule(str(faces_root), batch_size=3, seed=7)
+    expected = [batch.key for batch in data.train_dataloader()]
+    hanging_workers(3)
+    data.num_workers = 2
+    loader, before = data.train_dataloader(), set(multiprocessing.active_children())
+    assert [batch.key for batch in loader] == expected
+    assert len(set(multiprocessing.active_children()) - before) == 2, "the hung ones are gone"
+    assert len([batch.key for batch in loader]) == len(expected), "the next epoch uses the same workers"
+
+
+def test_workers_that_never_start_are_one_clear_error(faces_root, hanging_workers, monkeypatch):
+    hanging_workers(99)
+    monkeypatch.setattr(stream, "STARTS", 2)
+    loader = FaceDataModule(str(faces_root), batch_size=3, num_workers=1).train_dataloader()
+    before = set(multiprocessing.active_children())
+    with pytest.raises(UserError, match=r"workers did not start within 1 seconds, 2 times.*data.num_workers is 1"):
+        next(iter(loader))
+    assert not set(multiprocessing.active_children()) - before
 
 
 def test_batches_hold_what_webdataset_reads(faces_root):
