@@ -12,6 +12,8 @@ from praatio.utilities.errors import PraatioException
 from datamodules.errors import UserError
 
 Word = tuple[str, float, float]
+# How forced aligners mark silence.
+SILENT = ("", "sil", "sp", "<eps>")
 
 
 def read_words(path: str | Path) -> list[Word]:
@@ -36,15 +38,24 @@ def read_words(path: str | Path) -> list[Word]:
     words = readers[path.suffix.lower()](path)
     if not words:
         raise UserError(f"{path}: holds no words; align the recording with its transcript")
-    before = 0.0
-    for word, start, end in words:
-        if not (before <= start < end and math.isfinite(end)):
-            raise UserError(
-                f"{path}: '{word}' from {start:g} to {end:g} s, expected to start at {before:g} s or later and to end "
-                "after that; correct its times"
-            )
-        before = end
-    return words
+    return _in_order(path, words)
+
+
+def read_alignment(path: Path) -> tuple[list[Word], list[Word]]:
+    """Words and phonemes of a forced aligner's TextGrid, with their times in seconds, in order; maybe none.
+
+    Args:
+        path: interval tiers called ``words`` as for :func:`read_words`, and ``phones``. Silences are left out, and so
+            are the digits by which ARPAbet marks stress: ``AH0`` is ``AH``.
+
+    Raises:
+        UserError: no such file, another format, no such tiers, or times that are no order.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such TextGrid; align the recording with its transcript or leave out alignments")
+    tiers = _tiers(path)
+    phonemes = [(name.rstrip("012"), start, end) for name, start, end in _entries(path, tiers, "phones", "phone")]
+    return _in_order(path, _entries(path, tiers, "words", "word")), _in_order(path, phonemes)
 
 
 def spread_words(transcript: str, seconds: float) -> list[Word]:
@@ -57,6 +68,16 @@ def spread_words(transcript: str, seconds: float) -> list[Word]:
     words = transcript.split()
     edges = np.linspace(0.0, seconds, len(words) + 1).tolist()
     return list(zip(words, edges[:-1], edges[1:], strict=True))
+
+
+def words_within(words: list[Word], start: float, end: float) -> list[Word]:
+    """What is said in a part of a recording, timed from the part's start; words across its borders are cut there.
+
+    Args:
+        words: of the recording, in order.
+        start, end: of the part, in seconds.
+    """
+    return [(word, max(a, start) - start, min(b, end) - start) for word, a, b in words if a < end and b > start]
 
 
 def words_at_frames(words: list[Word], frames: int, fps: float) -> NDArray[np.int64]:
@@ -74,17 +95,39 @@ def words_at_frames(words: list[Word], frames: int, fps: float) -> NDArray[np.in
     return said
 
 
+def _in_order(path: Path, words: list[Word]) -> list[Word]:
+    before = 0.0
+    for word, start, end in words:
+        if not (before <= start < end and math.isfinite(end)):
+            raise UserError(
+                f"{path}: '{word}' from {start:g} to {end:g} s, expected to start at {before:g} s or later and to end "
+                "after that; correct its times"
+            )
+        before = end
+    return words
+
+
 def _read_textgrid(path: Path) -> list[Word]:
+    tiers = _tiers(path)
+    return _entries(path, tiers, "words", "word", *(tier.name for tier in tiers if len(tiers) == 1))
+
+
+def _tiers(path: Path) -> list[textgrid.IntervalTier]:
     try:
         grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=False, reportingMode="silence")
     except (PraatioException, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{path}: not a TextGrid that can be read ({type(error).__name__})") from error
-    tiers = [tier for tier in grid.tiers if isinstance(tier, textgrid.IntervalTier)]
-    named = [tier for tier in tiers if tier.name.lower().rpartition(" - ")[2] in ("words", "word")] or tiers
+    return [tier for tier in grid.tiers if isinstance(tier, textgrid.IntervalTier)]
+
+
+def _entries(path: Path, tiers: list[textgrid.IntervalTier], *names: str) -> list[Word]:
+    """What stands in the one tier of such a name, in whatever case and with or without a speaker's before it."""
+    named = [tier for tier in tiers if tier.name in names or tier.name.lower().rpartition(" - ")[2] in names]
     if len(named) != 1:
         found = ", ".join(f"'{tier.name}'" for tier in tiers) or "none"
-        raise UserError(f"{path}: interval tiers {found}, expected one of the name 'words'; rename or remove tiers")
-    return [(entry.label.strip(), entry.start, entry.end) for entry in named[0].entries if entry.label.strip()]
+        raise UserError(f"{path}: interval tiers {found}, expected one named '{names[0]}'; rename or remove tiers")
+    entries = [(entry.label.strip(), entry.start, entry.end) for entry in named[0].entries]
+    return [entry for entry in entries if entry[0].lower() not in SILENT]
 
 
 def _read_csv(path: Path) -> list[Word]:

@@ -1,7 +1,7 @@
 """BEAT (Liu et al., ECCV 2022): blendshape weights of speaking people, 60 fps; rig controls, no vertices.
 
 Layout: ``<speaker>/<speaker>_<name>_<type>_<take>_<take>.json`` (``names``, and ``frames`` with ``weights``) and the
-``.wav`` of the same name.
+``.wav`` of the same name; with a ``.TextGrid`` of that name, clips have the times of words and phonemes.
 
 Prepared as FaceDiffuser does (``data/beat/beat_split.py`` and ``data_loader.py``): English takes (type 0) of speakers
 2, 4, 6 and 8, every second frame, pieces of 10 seconds (the rest of a take is dropped), emotion by take number, and a
@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from datamodules.audio import mono_16khz
 from datamodules.errors import UserError
 from datamodules.shards import Manifest, Sample
-from datamodules.sources.clips import build_clips, check_length, clip_sample
+from datamodules.sources.clips import build_clips, check_length, clip_sample, spoken
 from datamodules.sources.layout import need_folder, read_text
+from datamodules.words import read_alignment, words_within
 
 VERSION = 1
 CAPTURE_FPS, FPS = 60, 30
@@ -191,5 +192,17 @@ def read_pieces(pieces: list[Piece]) -> Iterator[Sample]:
             piece.speaker,
             FPS,
             weights=weights[start : start + CAPTURE_FPS * SECONDS : CAPTURE_FPS // FPS],
-            labels={"emotion": piece.emotion, "sentence": piece.take.stem},
+            labels={"emotion": piece.emotion, "sentence": piece.take.stem, **_spoken(piece)},
         )
+
+
+def _spoken(piece: Piece) -> dict[str, Any]:
+    grid = piece.take.with_suffix(".TextGrid")
+    if not grid.is_file():
+        return {}
+    start = piece.index * SECONDS
+    words, phonemes = (words_within(entries, start, start + SECONDS) for entries in _read_grid(grid))
+    return spoken(words, phonemes)
+
+
+_read_grid = lru_cache(maxsize=1)(read_alignment)  # the pieces of a take follow each other

@@ -66,6 +66,7 @@ def build(
     regions: dict[str, Path] | None = None,
     mesh: Path | None = None,
     precision: Precision = "float32",
+    alignments: Path | None = None,
     limit: int | None = None,
     processes: int | None = None,
 ) -> Manifest:
@@ -83,6 +84,7 @@ def build(
         regions: region name and file of vertex indices: --regions.lips lve.txt --regions.upper_face fdd.txt
         mesh: ply or obj with the triangles; by default the first of templates/*.ply or of rigid_scans/*.obj.
         precision: of the vertices' offsets from the template.
+        alignments: folder with a forced aligner's <clip>.TextGrid of every clip, with tiers words and phones.
         limit: most clips of each split.
         processes: parallel processes, by default one per core.
 
@@ -133,6 +135,7 @@ def build(
         regions=regions,
         mesh=mesh or next(iter(meshes), None),
         precision=precision,
+        alignments=alignments,
         limit=limit,
         processes=processes,
     )

@@ -26,6 +26,7 @@ from datamodules.shards import Manifest, Sample, build_shards, npy_bytes
 from datamodules.sources.layout import K, npy_shape, open_npy, shard_jobs
 from datamodules.sources.meshes import read_mesh, read_region, region_hash
 from datamodules.sources.pickles import read_pickle
+from datamodules.words import Word, read_alignment
 
 Precision = Literal["float32", "float16"]
 SHARD_BYTES = 256e6
@@ -181,6 +182,15 @@ def clip_sample(
     return Sample(key, frames, encoded)
 
 
+def spoken(words: list[Word], phonemes: list[Word], transcript: str = "") -> dict[str, Any]:
+    """The labels of what is said when; a transcript that is not known is the words."""
+    return {
+        "transcript": transcript or " ".join(word for word, _, _ in words),
+        "words": words,
+        "phonemes": phonemes,
+    }
+
+
 def wav_bytes(audio: NDArray[np.float32]) -> bytes:
     """16-bit mono wav at 16 kHz; what was read from 16 bits comes back bit by bit."""
     pcm = np.clip(np.round(audio.astype(np.float64) * 32768), -32768, 32767).astype(np.int16)
@@ -219,6 +229,40 @@ class ReadClips:
             )
 
 
+@dataclass(frozen=True)
+class ReadAligned:
+    """Planned clips -> samples with the times of their words and phonemes, in a process of the build.
+
+    Attributes:
+        make: planned clips -> samples.
+        folder: holds ``<key>.TextGrid`` of every clip.
+    """
+
+    make: Callable[[list[Any]], Iterable[Sample]]
+    folder: Path
+
+    def __call__(self, clips: list[Any]) -> Iterator[Sample]:
+        """Reads one clip after the other."""
+        for sample in self.make(clips):
+            labels = json.loads(sample.members["json"])
+            labels |= spoken(*read_alignment(self.folder / f"{sample.key}.TextGrid"), labels["transcript"])
+            sample.members["json"] = json.dumps(labels, ensure_ascii=False).encode()
+            yield sample
+
+    def check(self, keys: list[str]) -> None:
+        """Looks whether every clip has its file.
+
+        Raises:
+            UserError: some have not.
+        """
+        missing = [key for key in keys if not (self.folder / f"{key}.TextGrid").is_file()]
+        if missing:
+            raise UserError(
+                f"{self.folder}: no {missing[0]}.TextGrid, nor of {len(missing) - 1} other clips of {len(keys)}; align "
+                "all of them, or build without --alignments"
+            )
+
+
 def build_clips(
     out: Path,
     splits: dict[str, list[K]],
@@ -237,6 +281,7 @@ def build_clips(
     regions: dict[str, Path] | None = None,
     mesh: Path | None = None,
     precision: Precision = "float32",
+    alignments: Path | None = None,
     limit: int | None = None,
     in_order: bool = False,
     processes: int | None = None,
@@ -258,6 +303,7 @@ def build_clips(
         regions: region name -> file, see :func:`datamodules.sources.meshes.read_region`.
         mesh: a mesh file with the triangles.
         precision: of the offsets; float16 halves the shards.
+        alignments: folder with ``<key>.TextGrid`` of every clip; see :func:`datamodules.words.read_alignment`.
         limit: most clips of each split.
         in_order: see :func:`datamodules.sources.layout.shard_jobs`.
         processes: parallel processes, by default one per core.
@@ -292,11 +338,15 @@ def build_clips(
         "templates.safetensors": save({who: mesh.astype(np.float32) for who, mesh in templates.items()}),
         "topology.safetensors": save({"triangles": np.ascontiguousarray(triangles), **indices}),
     }
+    if alignments is not None:
+        make = ReadAligned(make, alignments)
+        for clips in splits.values():
+            make.check([clip.key for clip in clips[:limit]])
     # A clip has about 130 frames; sound and labels take about 200 kB.
     per_shard = max(1, round(SHARD_BYTES / (130 * 12 * vertices + 200e3)))
     jobs = shard_jobs(splits, make, per_shard, limit, in_order)
     keys = {split: [clip.key for clip in clips[:limit]] for split, clips in splits.items()}
-    plan = {"source": name, "version": version, "fields": described, "keys": keys}
+    plan = {"source": name, "version": version, "fields": described, "keys": keys, "aligned": alignments is not None}
     return build_shards(
         out, jobs, kind="talking-heads", name=name, fields=described, files=files, plan=plan, processes=processes
     )

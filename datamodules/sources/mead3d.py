@@ -50,6 +50,7 @@ def build(
     out: Path,
     normalisation: Normalisation = "probtalk3d",
     splits: Splits = "stage2",
+    alignments: Path | None = None,
     limit: int | None = None,
     processes: int | None = None,
 ) -> Manifest:
@@ -65,6 +66,7 @@ def build(
         out: folder to write.
         normalisation: probtalk3d maps expression from [-3, 3] and jaw from [-0.1, 0.5] to [0, 1]; none keeps them.
         splits: stage2 (32 subjects, by sentence) or stage1 (by subject: 32, 7, 8).
+        alignments: folder with a forced aligner's <clip>.TextGrid of every clip, with tiers words and phones.
         limit: most clips of each split.
         processes: parallel processes, by default one per core.
 
@@ -106,6 +108,7 @@ def build(
             "normalisation": {"name": normalisation, "per": "control", **scale.describe()},
             "without_sound": silent,
         },
+        alignments=alignments,
         limit=limit,
         processes=processes,
     )

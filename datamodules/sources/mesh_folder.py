@@ -42,6 +42,7 @@ def build(
     regions: dict[str, Path] | None = None,
     mesh: Path | None = None,
     precision: Precision = "float32",
+    alignments: Path | None = None,
     limit: int | None = None,
     processes: int | None = None,
 ) -> Manifest:
@@ -64,6 +65,7 @@ def build(
         regions: region name and file of vertex indices: --regions.lips lips.txt
         mesh: ply or obj with the triangles; by default the first mesh file of templates/.
         precision: of the vertices' offsets from the template.
+        alignments: folder with a forced aligner's <clip>.TextGrid of every clip, with tiers words and phones.
         limit: most clips of each split.
         processes: parallel processes, by default one per core.
 
@@ -100,6 +102,7 @@ def build(
         regions=regions,
         mesh=mesh or next(iter(meshes), None),
         precision=precision,
+        alignments=alignments,
         limit=limit,
         processes=processes,
     )

@@ -2,7 +2,7 @@ import pytest
 from praatio import textgrid
 
 from datamodules.errors import UserError
-from datamodules.words import read_words, spread_words, words_at_frames
+from datamodules.words import read_alignment, read_words, spread_words, words_at_frames, words_within
 
 SPOKEN = [("Did", 0.2, 0.4), ("Pam", 0.4, 0.75), ("move", 1.0, 1.25)]
 
@@ -58,7 +58,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, name, contents, message) ->
 
 def test_a_text_grid_of_several_tiers_needs_one_of_words(tmp_path) -> None:
     path = write_grid(tmp_path / "clip.TextGrid", phones=[(0.2, 0.3, "d")], syllables=[(0.2, 0.3, "da")])
-    with pytest.raises(UserError, match="'phones', 'syllables', expected one of the name 'words'"):
+    with pytest.raises(UserError, match="'phones', 'syllables', expected one named 'words'"):
         read_words(path)
 
 
@@ -72,3 +72,22 @@ def test_a_frame_has_the_word_in_its_middle() -> None:
     said = words_at_frames([("a", 0.05, 0.15), ("b", 0.15, 0.4), ("c", 0.56, 9.0)], frames=8, fps=10)
     assert said.tolist() == [0, 1, 1, 1, -1, -1, 2, 2]
     assert words_at_frames([], frames=2, fps=10).tolist() == [-1, -1]
+
+
+def test_words_and_phonemes_of_an_aligner(tmp_path) -> None:
+    phones = [(0.2, 0.3, "D"), (0.3, 0.4, "IH1"), (0.4, 1.0, "sil"), (1.0, 1.25, "UW0")]
+    words = [(0.0, 0.2, "<eps>"), *((start, end, word) for word, start, end in SPOKEN)]
+    path = tmp_path / "clip.TextGrid"
+    write_grid(path, Pam_words=words, Pam_phones=phones)
+    assert read_alignment(path) == (SPOKEN, [("D", 0.2, 0.3), ("IH", 0.3, 0.4), ("UW", 1.0, 1.25)])
+    write_grid(path, words=words)
+    with pytest.raises(UserError, match="interval tiers 'words', expected one named 'phones'"):
+        read_alignment(path)
+    with pytest.raises(UserError, match=r"other.TextGrid: no such TextGrid"):
+        read_alignment(tmp_path / "other.TextGrid")
+
+
+def test_words_of_a_part_are_timed_from_its_start() -> None:
+    assert words_within(SPOKEN, 0.5, 1.0) == [("Pam", 0.0, 0.25)]
+    assert words_within(SPOKEN, 0.0, 0.25) == [("Did", 0.2, 0.25)]
+    assert words_within(SPOKEN, 0.0, 9.0) == SPOKEN

@@ -3,6 +3,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from praatio import textgrid
 from scipy.signal import resample_poly
 
 from datamodules.errors import UserError
@@ -63,6 +64,22 @@ def test_pieces_of_ten_seconds_at_30_fps_with_their_own_sound(tree, tmp_path, re
     # 80, 10, 10 percent, every emotion of every speaker alike
     assert {split: len(each) for split, each in batches.items()} == {"train": 32, "val": 4, "test": 4}
     assert set(Counter((b.subject[0], int(b.emotion[0])) for b in batches["train"].values()).values()) == {8}
+
+
+def test_words_of_a_take_are_those_of_its_pieces(tree, tmp_path, read_back):
+    corpus(tree)
+    grid = textgrid.Textgrid()
+    grid.addTier(textgrid.IntervalTier("words", [(1, 2, "one"), (9.5, 10.5, "across"), (99, 100.2, "last")], 0, 101))
+    grid.addTier(textgrid.IntervalTier("phones", [(12, 13, "AH0")], 0, 101))
+    grid.save(str(tree.path("2/2_scott_0_64_64.TextGrid")), format="long_textgrid", includeBlankSpaces=True)
+    beat.build(tree.root, tmp_path / "out", speakers=["2", "4"])
+    module = SpeechDataModule(str(tmp_path / "out"), batch_size=1)
+    found = {key: batch for split in ("train", "val", "test") for key, batch in read_back(module, split).items()}
+    assert found["2_0_01"].words == [[("one", 1, 2), ("across", 9.5, 10)]]
+    assert found["2_0_02"].words == [[("across", 0, 0.5)]]
+    assert found["2_0_02"].phonemes == [[("AH", 2, 3)]]
+    assert found["2_0_10"].transcript == ["last"]
+    assert found["4_0_01"].words == [[]]
 
 
 def test_the_split_is_the_seeds(tmp_path):

@@ -2,6 +2,7 @@ import pickle
 
 import numpy as np
 import pytest
+from praatio import textgrid
 
 from datamodules.errors import UserError
 from datamodules.sources import mesh_folder
@@ -54,6 +55,30 @@ def test_a_table_says_the_rest(tree, tmp_path, read_back):
     assert (batch.emotion.tolist(), batch.intensity.tolist()) == ([0], [2])
     assert read_back(module, "test")["carl_2"].emotion.tolist() == [-1]
     assert manifest.fields["unit"] == "millimetre"
+
+
+def grid(tree, name: str, **tiers: list) -> None:
+    written = textgrid.Textgrid()
+    for tier, entries in tiers.items():
+        written.addTier(textgrid.IntervalTier(tier, entries, 0, 2))
+    written.save(str(tree.path(f"aligned/{name}.TextGrid")), format="short_textgrid", includeBlankSpaces=True)
+
+
+def test_a_forced_aligners_times_become_labels(tree, tmp_path, read_back):
+    folder(tree)
+    tree.text("clips.csv", "name,transcript", "carl_1,Hi Bo!", "carl_2,")
+    for name in ("carl_1", "carl_2"):
+        grid(tree, name, words=[(0, 0.2, "hi"), (0.25, 0.5, "bo")], phones=[(0, 0.2, "AY1"), (0.25, 0.3, "B")])
+    settings = {"fps": 25, "unit": "metre", "table": tree.root / "clips.csv", "alignments": tree.root / "aligned"}
+    mesh_folder.build(tree.root, tmp_path / "out", **settings)
+    batches = read_back(SpeechDataModule(str(tmp_path / "out"), batch_size=1), "train")
+    for name, transcript in (("carl_1", "Hi Bo!"), ("carl_2", "hi bo")):
+        assert batches[name].transcript == [transcript]
+        assert batches[name].words == [[("hi", 0, 0.2), ("bo", 0.25, 0.5)]]
+        assert batches[name].phonemes == [[("AY", 0, 0.2), ("B", 0.25, 0.3)]]
+    (tree.root / "aligned/carl_2.TextGrid").unlink()
+    with pytest.raises(UserError, match=r"aligned: no carl_2.TextGrid, nor of 0 other clips of 2"):
+        mesh_folder.build(tree.root, tmp_path / "other", **settings)
 
 
 def test_templates_may_be_mesh_files(tree, tmp_path):
