@@ -1,5 +1,6 @@
 """A web server in this process, and fsspec's file system in memory in the place of a bucket."""
 
+import shutil
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -7,10 +8,12 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
+import numpy as np
 import pytest
 import torch
 
 from datamodules import remote
+from datamodules.columns import Column, build_column
 from datamodules.errors import UserError
 from datamodules.faces import FaceDataModule
 from datamodules.shards import Manifest
@@ -95,6 +98,29 @@ def test_a_bucket_gives_the_extra_files_too(talking_root, cache):
     assert list(far.templates) == list(near.templates)
     for ours, theirs in zip(far.loader("train"), near.loader("train"), strict=True):
         assert torch.equal(ours.vertices, theirs.vertices)
+
+
+def test_columns_come_from_the_address_as_from_the_folder(talking_root, cache, tmp_path):
+    near = shutil.copytree(talking_root, tmp_path / "talking")
+    column = Column("loud", "speech", "path:a", "abc", "interpolate", 30, "float32")
+
+    def make(shard):
+        return [np.arange(2.0 * length).reshape(length, 2) for length in shard.lengths]
+
+    build_column(Manifest.read(near), column, make, processes=1)
+    fsspec.filesystem("memory").put(str(near), "/bucket/columns", recursive=True)
+    loaders = [
+        SpeechDataModule(root, batch_size=2, columns=["loud"], num_workers=1).loader("train")
+        for root in ("memory://bucket/columns", str(near))
+    ]
+    for ours, theirs in zip(*loaders, strict=True):
+        assert ours.features["loud"].numel()
+        assert torch.equal(ours.features["loud"], theirs.features["loud"])
+
+
+def test_a_column_that_the_address_lacks_is_named(server):
+    with pytest.raises(UserError, match=r"columns.json: no such file; .*"):
+        FaceDataModule(server.url, batch_size=2, columns=["loud"])
 
 
 def test_failures_are_tried_again_with_growing_pauses(server, waits):
