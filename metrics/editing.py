@@ -66,13 +66,17 @@ def identity_similarity(reference: Tensor, edited: Tensor) -> Tensor:
     return F.cosine_similarity(reference.double(), edited.double())
 
 
-def value_at_accuracy(accuracy: Sequence[float], values: Tensor, target: float) -> Tensor | None:
+def value_at_accuracy(
+    accuracy: Sequence[float], values: Tensor, target: float, per_image: Tensor | None = None
+) -> Tensor | None:
     """A value at the strength where the accuracy first reaches the target, interpolated linearly between strengths.
 
     Args:
         accuracy: editing accuracy at S rising strengths.
         values: (S, ...) the values at these strengths, for instance per image.
         target: the accuracy to match, for instance 0.9.
+        per_image: (S, N) the accuracies whose means are ``accuracy``. With them the values (S, N) of images also hold
+            what each image does to the strength at which the target is reached; see :func:`_at_level`.
 
     Returns:
         (...) float64; None where the target is never reached.
@@ -86,15 +90,13 @@ def value_at_accuracy(accuracy: Sequence[float], values: Tensor, target: float) 
     values = values.double()
     for step, reached in enumerate(accuracy):
         if reached >= target:
-            if step == 0:
-                return values[0]
-            before = accuracy[step - 1]
-            fraction = (target - before) / (reached - before)
-            return values[step - 1].lerp(values[step], fraction)
+            return values[0] if step == 0 else _at_level(accuracy, values, step, target, per_image)
     return None
 
 
-def area_under_curve(accuracy: Sequence[float], values: Tensor, target: float) -> Tensor | None:
+def area_under_curve(
+    accuracy: Sequence[float], values: Tensor, target: float, per_image: Tensor | None = None
+) -> Tensor | None:
     """The mean of a value over all editing accuracies from 0 to the target: the area of the trade-off curve.
 
     The curve gives each accuracy the value at the strength where it is first reached, as :func:`value_at_accuracy`
@@ -105,6 +107,7 @@ def area_under_curve(accuracy: Sequence[float], values: Tensor, target: float) -
         accuracy: editing accuracy at S rising strengths.
         values: (S, ...) the values at these strengths, for instance per image.
         target: the largest accuracy, for instance 0.9.
+        per_image: as in :func:`value_at_accuracy`.
 
     Returns:
         (...) float64; None where the target is never reached, since areas over other ranges do not compare.
@@ -116,16 +119,31 @@ def area_under_curve(accuracy: Sequence[float], values: Tensor, target: float) -
     values = values.double()
     reached, area = min(accuracy[0], target), min(accuracy[0], target) * values[0]
     for step in range(1, len(accuracy)):
+        if reached >= target:
+            break
         if accuracy[step] <= reached:
             continue
         end = min(accuracy[step], target)
-        ends = [
-            values[step - 1].lerp(values[step], (level - accuracy[step - 1]) / (accuracy[step] - accuracy[step - 1]))
-            for level in (reached, end)
-        ]
+        ends = [_at_level(accuracy, values, step, level, per_image) for level in (reached, end)]
         area = area + (end - reached) * (ends[0] + ends[1]) / 2
         reached = end
     return area / target if reached >= target else None
+
+
+def _at_level(accuracy: Sequence[float], values: Tensor, step: int, level: float, per_image: Tensor | None) -> Tensor:
+    """The values where the accuracy is ``level``, between the strengths ``step`` - 1 and ``step``.
+
+    The mean value V at a matched accuracy A depends on the images twice: by their values v, and by their accuracies a,
+    which decide the strength. To first order an image's part in it is v − (dV / dA) (a − A) there. Its mean is V, and
+    it varies between images as V does between sets of images, which is what a bootstrap has to draw.
+    """
+    before, after = accuracy[step - 1], accuracy[step]
+    fraction = (level - before) / (after - before)
+    value = values[step - 1].lerp(values[step], fraction)
+    if per_image is None:
+        return value
+    slope = (values[step] - values[step - 1]).mean() / (after - before)
+    return value - slope * (per_image[step - 1].lerp(per_image[step], fraction) - level)
 
 
 def mask_accuracy(parsed: Tensor, condition: Tensor) -> Tensor:

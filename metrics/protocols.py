@@ -30,17 +30,24 @@ PROSE = {"title", "description"}
 
 GENERAL = {
     "speech-to-mesh": (
-        *("topology", "vertices", "coordinates", "unit", "fps", "head_motion"),
+        *("split", "topology", "vertices", "coordinates", "unit", "fps", "head_motion"),
         *("length_mismatch", "unseen_speaker", "samples", "sample_axis", "single_sample", "regions"),
     ),
     "face-editing": (
-        *("image_size", "images", "attributes", "preserved", "source", "threshold"),
+        *("image_size", "split", "images", "attributes", "preserved", "source", "threshold"),
         *("matched_accuracy", "matching", "judges"),
     ),
     "text-to-face": (
         *("image_size", "resizer", "split", "images", "reference_images", "samples", "caption", "judges"),
     ),
 }
+# Fields that a protocol may have besides.
+OPTIONAL = {"judges", "error_bars_over"}
+# Judges that a task cannot do without.
+JUDGES = {"face-editing": ("attributes", "identity", "features"), "text-to-face": ("features",)}
+SOURCES = ("photo", "inversion")
+# How editors are brought to one accuracy. Strength 0 is the inversion.
+MATCHING = "first crossing of the mean accuracy over the attributes, linear between strengths"
 LENGTH_RULES = ("cut both to the shorter", "cut the prediction", "cut the truth", "refuse")
 # What the S predictions (S, T, V, 3) of one clip are: draws under one condition, or one for each speaking style.
 SAMPLE_AXES = ("draws", "styles")
@@ -310,6 +317,7 @@ def _check(spec: Any, path: Path) -> None:
     missing = [field for field in ("name", *GENERAL[task], "primary", "metrics") if field not in spec]
     if missing:
         raise UserError(f"{path}: {', '.join(missing)} missing; a protocol spells out every choice")
+    _check_fields(spec, {"name", "task", "primary", "metrics", *GENERAL[task], *OPTIONAL}, str(path))
     for name, metric in spec["metrics"].items():
         measure = MEASURES[task].get(metric.get("measure"))
         if measure is None:
@@ -317,12 +325,21 @@ def _check(spec: Any, path: Path) -> None:
         for choice in measure.choices:
             if choice not in metric:
                 raise UserError(f"{path}: metrics.{name}.{choice} missing; a protocol spells out every choice")
+        _check_fields(metric, {"measure", *measure.choices}, f"{path}: metrics.{name}")
     if spec["primary"] not in spec["metrics"]:
         raise UserError(f"{path}: primary is '{spec['primary']}', expected one of {', '.join(spec['metrics'])}")
     if task == "speech-to-mesh":
         _check_speech(spec, path)
     else:
         _check_faces(spec, path)
+
+
+def _check_fields(given: Mapping[str, Any], known: set[str], where: str) -> None:
+    strange = sorted(set(given) - known - PROSE)
+    if strange:
+        raise UserError(
+            f"{where}: '{strange[0]}' is not known and would change nothing; known: {', '.join(sorted(known))}"
+        )
 
 
 def _check_speech(spec: dict[str, Any], path: Path) -> None:
@@ -366,6 +383,15 @@ def _check_speech(spec: dict[str, Any], path: Path) -> None:
 
 
 def _check_faces(spec: dict[str, Any], path: Path) -> None:
+    for judge in JUDGES[spec["task"]]:
+        if judge not in spec["judges"]:
+            raise UserError(f"{path}: judges.{judge} missing, a network that the protocol names")
+    if spec["task"] == "face-editing":
+        for field, choices in (("matching", (MATCHING,)), ("source", SOURCES)):
+            if spec[field] not in choices:
+                raise UserError(f"{path}: {field} is '{spec[field]}', expected {' or '.join(choices)}")
+        if set(spec["preserved"]) != set(spec["attributes"]):
+            raise UserError(f"{path}: preserved names {', '.join(spec['preserved'])}, expected the attributes")
     if spec["task"] == "text-to-face":
         if spec["resizer"] not in RESIZERS:
             raise UserError(f"{path}: resizer is '{spec['resizer']}', expected one of {', '.join(RESIZERS)}")

@@ -54,7 +54,7 @@ class GeneratedImages:
         identity: (N,) cosine of identity embeddings with the real image.
         distance_to_real: (N,) perceptual distance to the real image.
         diversity: (N,) mean perceptual distance between all images of the caption.
-        landmark_error: (N,) distance from the real image's landmarks, in eye distances.
+        landmarks: (N, 2, K, 2) of the generated and the real image, x and y in pixels.
     """
 
     key: Sequence[str]
@@ -66,7 +66,7 @@ class GeneratedImages:
     identity: Tensor | None = None
     distance_to_real: Tensor | None = None
     diversity: Tensor | None = None
-    landmark_error: Tensor | None = None
+    landmarks: Tensor | None = None
 
 
 def score_generation(reference: Reference, generated: GeneratedImages, protocol: Protocol) -> Scores:
@@ -130,6 +130,9 @@ def score_generation(reference: Reference, generated: GeneratedImages, protocol:
                     value = alignment.r_precision(*embeddings, captions, choices["candidates"], choices["seed"])
             case "identity_similarity":
                 value = _given(generated.identity, name)
+            case "landmark_error":
+                found, truth = _given(generated.landmarks, name).unbind(1)
+                value = editing.landmark_error(found, truth, choices["eyes"])
             case measure:
                 value = _given(getattr(generated, measure), name)
         scores[name] = _image_score(choices, protocol, value, generated.key[: value.numel()], left_out)
@@ -157,7 +160,8 @@ def score_editing(
 
     The curve of an attribute starts with the inversion, at strength 0. Accuracy and values are averaged over the
     attributes at each strength; a value at matched accuracy is interpolated between the two strengths around the
-    first crossing of the mean accuracy, and is None where that accuracy is never reached.
+    first crossing of the mean accuracy, and is None where that accuracy is never reached. Error bars draw ``drawn``
+    instead of the values per image, which leave out that another set of images is matched at another strength.
 
     Args:
         photos: the originals, in an order that the others keep.
@@ -198,21 +202,43 @@ def score_editing(
         """(S, ...) averaged over the attributes."""
         return torch.stack([torch.stack([getattr(point, kind)[name] for point in at]).mean(0) for at in at_strength])
 
+    per_image = torch.stack([torch.stack([point.accuracy for point in at]).mean(0) for at in at_strength])
+
     scores, target = {}, protocol.spec["matched_accuracy"]
     for name, choices in protocol.metrics.items():
+        if choices["measure"] == "editing_accuracy":
+            value = over_strengths("values", name)[accuracy.index(max(accuracy))]
+            scores[name] = _image_score(choices, protocol, value, photos.key)
+            continue
+        match = editing.area_under_curve if choices["measure"] == "area_under_curve" else editing.value_at_accuracy
+        values = over_strengths("values", choices.get("of", name))
+        matched = match(accuracy, values, target)
         left_out = None
-        match choices["measure"]:
-            case "editing_accuracy":
-                value: Tensor | None = over_strengths("values", name)[accuracy.index(max(accuracy))]
-            case "area_under_curve":
-                value = editing.area_under_curve(accuracy, over_strengths("values", choices["of"]), target)
-            case "frechet_distance":
-                value = editing.value_at_accuracy(accuracy, over_strengths("values", name), target)
-                left_out = editing.value_at_accuracy(accuracy, over_strengths("left_out", name), target)
-            case _:
-                value = editing.value_at_accuracy(accuracy, over_strengths("values", name), target)
-        scores[name] = _image_score(choices, protocol, value, photos.key, left_out)
+        if choices["measure"] == "frechet_distance" and matched is not None:
+            groups = distribution.jackknife_groups(len(photos.key), choices["jackknife_groups"])
+            left_out = _without_each_group(per_image, over_strengths("left_out", name), groups, target)
+        scores[name] = _image_score(choices, protocol, matched, photos.key, left_out)
+        if matched is not None and values.ndim == 2:
+            drawn = match(accuracy, values, target, per_image)
+            assert drawn is not None
+            scores[name]["drawn"] = dict(zip(photos.key, drawn.tolist(), strict=True))
     return Scores(scores, [point.row() for curve in points.values() for point in curve])
+
+
+def _without_each_group(per_image: Tensor, left_out: Tensor, groups: Tensor, target: float) -> Tensor | None:
+    """(G,) values at matched accuracy of the photos without each group; None where some do not reach it.
+
+    Args:
+        per_image: (S, N) accuracies.
+        left_out: (S, G) values without each group.
+        groups: (N,) of each photo.
+        target: the accuracy to match.
+    """
+    values = [
+        editing.value_at_accuracy(per_image[:, groups != group].mean(1).tolist(), of_group, target)
+        for group, of_group in enumerate(left_out.unbind(1))
+    ]
+    return None if None in values else torch.stack(values)  # type: ignore[arg-type]
 
 
 def score_inversion(

@@ -2,7 +2,8 @@
 
 Scores are plain dictionaries, ready for a line of ``results.jsonl``: for each metric its ``value``, ``unit``,
 ``higher_is_better`` and, where the metric has a value for each clip or image, ``per_sample`` and the ``weights``
-(frames) of a metric that pools frames. The value is the (weighted) mean of the values per sample.
+(frames) of a metric that pools frames. The value is the (weighted) mean of the values per sample. Where a sample acts
+on the value in another way besides, ``drawn`` holds what a bootstrap draws; its mean is the value too.
 """
 
 from collections.abc import Mapping

@@ -41,7 +41,7 @@ from datamodules.errors import UserError
 from datamodules.shards import write_atomic
 from metrics.statistics import Interval, bootstrap_mean, paired_bootstrap
 from sweeps.leaderboard import check_comparable
-from sweeps.results import Result
+from sweeps.results import Result, drawn_of
 
 RELATIONS = {"lower": "lower than", "higher": "higher than", "at_most": "at most", "ties": "equal to"}
 WITH_MARGIN = ("at_most", "ties")
@@ -164,7 +164,7 @@ def _series(name: str, results: Sequence[Result], claim: Claim) -> list[dict[str
     if runs:
         check_comparable(runs)
     found = [
-        run.series.get(series) or run.metrics.get(series, {}).get("per_sample")
+        run.series.get(series) or drawn_of(run.metrics.get(series, {}))
         for run in sorted(runs, key=lambda run: run.seed)
     ]
     if not found or not all(found):

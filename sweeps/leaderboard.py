@@ -17,7 +17,7 @@ from rich.table import Table as ConsoleTable
 
 from datamodules.errors import UserError
 from metrics.statistics import Comparison, Interval, bootstrap_mean, paired_bootstrap, rank_intervals, ranks
-from sweeps.results import ROLES, Result
+from sweeps.results import ROLES, Result, drawn_of
 
 COSTS = {
     "parameters": ("Parameters", ""),
@@ -285,7 +285,7 @@ def _compare(
     if groups is not None and len(set(groups)) < 2:
         raise UserError(f"leaderboard: {metric}: error bars over people need at least two; draw samples")
     matrices = {
-        name: np.array([[run["per_sample"][key] for key in keys] or [run["value"]] for run in runs])
+        name: np.array([[drawn_of(run)[key] for key in keys] or [run["value"]] for run in runs])
         for name, runs in reached.items()
     }
 

@@ -31,7 +31,7 @@ class Result:
         split: the scored split.
         protocol: ``name``, ``id`` and the whole ``spec``.
         metrics: name to ``value`` (None where it was not reached), ``unit``, ``higher_is_better``, ``per_sample``
-            and, where samples do not count alike, ``weights``.
+            and, where samples do not count alike, ``weights``; see :mod:`metrics.scoring`, also for ``drawn``.
         curve: for face editing, one row for each attribute and strength.
         costs: ``parameters``, ``train_seconds``, ``throughput``, ``throughput_unit``, ``peak_memory_mb``.
         media: ``videos`` (the truth beside the prediction) and ``strips`` (edits): lists of ``{"key", "file",
@@ -65,6 +65,11 @@ class Result:
     def identity(self) -> tuple[Any, ...]:
         """What two lines share when one replaces the other."""
         return self.task, self.data["sha256"], self.split, self.protocol["id"], self.system, self.seed
+
+
+def drawn_of(metric: dict[str, Any]) -> dict[str, float]:
+    """What a bootstrap draws of a metric: sample to number; empty for a value of the whole set."""
+    return metric.get("drawn", metric.get("per_sample", {}))
 
 
 def read_results(path: Path) -> list[Result]:
@@ -127,7 +132,8 @@ def _parse(line: str, where: str) -> Result:
             raise UserError(f"{place}: expected an object")
         expected = {"value": (int, float, type(None)), "unit": str, "higher_is_better": (bool, type(None))}
         _check(metric, place, {**expected, "per_sample": dict})
-        numbers = [metric["value"], *metric["per_sample"].values()]
+        _check(metric, place, {"weights": dict, "drawn": dict}, optional={"weights", "drawn"})
+        numbers = [metric["value"], *metric["per_sample"].values(), *metric.get("drawn", {}).values()]
         if any(isinstance(number, float) and number != number for number in numbers):
             raise UserError(f"{place}: holds NaN; score the predictions again")
     for kind, items in raw.get("media", {}).items():

@@ -16,7 +16,7 @@ from datamodules.errors import UserError
 from datamodules.faces import FaceDataModule
 from datamodules.speech import SpeechDataModule
 from metrics.alignment import chosen_caption
-from metrics.editing import identity_similarity, landmark_error
+from metrics.editing import identity_similarity
 from metrics.perceptual import pairwise_distance
 from metrics.protocols import MEASURES, Protocol, lip_error_variants, read_region
 from metrics.references import ReferenceKey, cached
@@ -319,7 +319,7 @@ def _score_generation(
                 parts["diversity"].append(torch.stack(pairs))
         if "landmarks" in judges:
             truth = torch.stack([sample.landmarks for sample in batch]) * (spec["image_size"] / faces.size)
-            parts["landmark_error"].append(landmark_error(judges["landmarks"](generated[0]), truth))
+            parts["landmarks"].append(torch.stack([judges["landmarks"](generated[0]), truth], 1))
     seen = GeneratedImages(keys, captions, extractor, **{name: torch.cat(values) for name, values in parts.items()})
     return score_generation(reference, seen, protocol), protocol
 
@@ -394,7 +394,17 @@ class ImageJudges:
 
     @torch.inference_mode()
     def __call__(self, keys: list[str], images: Tensor, inversion: list[Tensor] | None = None) -> JudgedImages:
-        """Judges images (N, 3, H, W) in [-1, 1], with what the perceptual judge sees in their inversions."""
+        """Judges images (N, 3, H, W) in [-1, 1], with what the perceptual judge sees in their inversions.
+
+        Raises:
+            UserError: images of another size than the protocol's.
+        """
+        size = self.protocol.spec["image_size"]
+        if images.shape[-2:] != (size, size):
+            raise UserError(
+                f"images of {images.shape[-1]} x {images.shape[-2]} pixels, protocol '{self.protocol.name}' scores "
+                f"{size} x {size}: another size gives other scores; build the data with --size {size}"
+            )
         perceptual = None
         if self.perceptual is not None and inversion is not None:
             perceptual = self.perceptual.between(self.perceptual.layers(images), inversion)

@@ -42,6 +42,28 @@ def test_value_at_accuracy_per_image_has_the_same_mean():
     assert per_image.mean().item() == pytest.approx(of_means.item())
 
 
+@pytest.mark.parametrize("function", [editing.value_at_accuracy, editing.area_under_curve])
+def test_what_is_drawn_varies_as_the_value_of_new_images_does(function):
+    """Edits that succeed on harder photos at greater strengths, which change the value more the harder the photo."""
+
+    def photos(number: int, seed: int):
+        noise = torch.rand(2, number, generator=torch.Generator().manual_seed(seed)).double()
+        needed = noise[0]
+        strengths = torch.tensor([0.0, 0.2, 0.5, 0.8, 1.0, 1.3]).double()[:, None]
+        return (strengths > needed).double(), 1 - 0.6 * strengths + 0.2 * noise[1] - 0.3 * needed
+
+    def value(accuracies, values):
+        return function(accuracies.mean(1).tolist(), values, 0.7, accuracies)
+
+    accuracies, values = photos(400, 0)
+    drawn = value(accuracies, values)
+    plain = function(accuracies.mean(1).tolist(), values, 0.7)
+    assert drawn.mean().item() == pytest.approx(plain.mean().item())
+    of_new_sets = torch.stack([value(*photos(400, seed)).mean() for seed in range(1, 1001)]).std().item()
+    assert drawn.std().item() / 20 == pytest.approx(of_new_sets, rel=0.1)
+    assert abs(plain.std().item() / 20 / of_new_sets - 1) > 0.15, "which the values alone do not"
+
+
 def test_classes_average_over_images():
     accuracy, preservation = editing.EditingAccuracy(0), editing.AttributePreservation([1, 2])
     for metric in (accuracy, preservation):
@@ -60,6 +82,8 @@ def test_area_by_hand():
     expected = (0.1 * 1 + 0.4 * 0.9 + 0.2 * 0.65) / 0.7
     assert editing.area_under_curve([0.1, 0.5, 0.9], values, 0.7).item() == pytest.approx(expected)
     assert editing.area_under_curve([0.1, 0.5, 0.8], values, 0.9) is None
+    # Nothing behind the target counts, nor does it matter whether the accuracy rises there.
+    assert editing.area_under_curve([0.9, 1.0, 1.0], values, 0.9).item() == 1
 
 
 @pytest.mark.parametrize("accuracy", [[0.0, 0.3, 0.7, 1.0], [0.2, 0.6, 0.4, 0.95], [0.95, 0.2, 0.1, 0.0]])

@@ -106,6 +106,9 @@ def test_bad_regions(regions, message):
         (lambda spec: spec.update(unit="normalised"), "coordinates m can't be given in normalised"),
         (lambda spec: spec["regions"].update(lips={"sha256": None}), "regions.lips must give count and sha256"),
         (lambda spec: spec.update(task="cooking"), "task must be one of"),
+        (lambda spec: spec.pop("split"), "split missing"),
+        (lambda spec: spec.update(jobs=3), "'jobs' is not known and would change nothing"),
+        (lambda spec: spec["metrics"]["mve"].update(region="lips"), "metrics.mve: 'region' is not known"),
     ],
 )
 def test_open_choices_are_refused(tmp_path, change, message):

@@ -1,5 +1,7 @@
 import copy
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -62,6 +64,10 @@ def test_editing_scores_by_hand():
     assert scores.metrics["identity_area"]["per_sample"] == pytest.approx(dict.fromkeys(KEYS, area), abs=1e-6)
     assert scores.metrics["identity_area"]["higher_is_better"] is True
     assert scores.metrics["preservation_area"]["value"] == pytest.approx(1)
+    # Each photo's part: the first two are edited at strength 1 already. From 0.5 to 1 the identity falls by 1 a unit
+    # of accuracy, so photos above the mean accuracy of 0.9 raise it, by 0.1, and the others lower it by as much.
+    drawn = [0.1 + 0.1, 0.1 + 0.1, 0.1 - 0.1, 0.1 - 0.1]
+    assert list(scores.metrics["identity"]["drawn"].values()) == pytest.approx(drawn, abs=1e-6)
     assert [row["accuracy"] for row in scores.curve if row["attribute"] == "Male"] == [0, 0.5, 1]
     assert len(scores.curve) == 9
 
@@ -73,10 +79,11 @@ def test_standard_error_of_fid_is_a_jackknife_from_scratch():
     left_out = []
     for group in range(2):
         kept = groups != group
-        at = [photos.features[kept] + shift for shift in (1.0, 2.0)]
+        at = [photos.features[kept] + shift for shift in (0.0, 1.0, 2.0)]
         reference = mean_and_covariance(photos.features)
-        first, second = (frechet_distance(*reference, *mean_and_covariance(side)).item() for side in at)
-        left_out.append(0.2 * first + 0.8 * second)
+        distances = [frechet_distance(*reference, *mean_and_covariance(side)).item() for side in at]
+        half = (torch.arange(4) < 2)[kept].double().mean().item()  # the accuracy of those that are left at strength 1
+        left_out.append(np.interp(0.9, [0, half, 1], distances))
     # Of two values, √(1/2 · 2 · (half the difference)²).
     assert found == pytest.approx(abs(left_out[0] - left_out[1]) / 2, rel=1e-6)
 
@@ -188,6 +195,16 @@ def test_generation_scores_are_the_metrics():
     assert scores["lpips"]["higher_is_better"] is False
 
 
+def test_landmarks_are_measured_between_the_eyes_that_the_protocol_names():
+    metrics = {name: {"measure": "landmark_error", "eyes": eyes} for name, eyes in (("a", [0, 1]), ("b", [0, 2]))}
+    truth = torch.tensor([[0.0, 0], [4, 0], [8, 0]]).expand(NUMBER, 3, 2)
+    images = replace(generated(), landmarks=torch.stack([truth + torch.tensor([3.0, 4.0]), truth], 1))
+    protocol = generation_protocol()
+    protocol = replace(protocol, spec={**protocol.spec, "metrics": metrics})
+    scores = score_generation(real_set(), images, protocol).metrics
+    assert (scores["a"]["value"], scores["b"]["value"]) == pytest.approx((1.25, 0.625))
+
+
 def test_bad_generation():
     real, images, protocol = real_set(), generated(), generation_protocol()
     with pytest.raises(UserError, match="29 images, but protocol 'mm-celeba-hq-6k' scores 30"):
@@ -210,6 +227,10 @@ def test_bad_generation():
         ("demo-generation", lambda spec: spec["metrics"]["recall"].update(part="f1"), "part is 'f1', expected one of"),
         ("demo-editing", lambda spec: spec["metrics"]["identity_area"].update(of="x"), "of is 'x', expected a metric"),
         ("demo-editing", lambda spec: spec["metrics"]["lpips"].update(reference="photo"), "expected inversion"),
+        ("demo-editing", lambda spec: spec.update(matching="last crossing"), "matching is 'last crossing', expected"),
+        ("demo-editing", lambda spec: spec.update(source="edit"), "source is 'edit', expected photo or inversion"),
+        ("demo-editing", lambda spec: spec["judges"].pop("features"), "judges.features missing"),
+        ("demo-editing", lambda spec: spec["preserved"].pop("Male"), "expected the attributes"),
     ],
 )
 def test_open_choices_of_face_protocols_are_refused(tmp_path, name, change, message):
