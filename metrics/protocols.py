@@ -359,6 +359,8 @@ def _check_speech(spec: dict[str, Any], path: Path) -> None:
         raise UserError(f"{path}: unseen_speaker is '{policy}', expected none, fixed:k, all-mean or best")
     if policy in ("all-mean", "best") and (spec["sample_axis"] != "styles" or spec["samples"] < 2):
         raise UserError(f"{path}: unseen_speaker {policy} needs sample_axis styles, and as many samples as styles")
+    if policy == "best" and spec["metrics"][spec["primary"]]["measure"] in (*OF_SAMPLES, "motion_frechet_distance"):
+        raise UserError(f"{path}: unseen_speaker best chooses by primary, which must be a metric of one prediction")
     if not 0 <= spec["single_sample"] < spec["samples"]:
         raise UserError(f"{path}: single_sample is {spec['single_sample']}, expected less than samples")
     for name, region in spec["regions"].items():

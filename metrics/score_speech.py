@@ -118,8 +118,8 @@ def score_speech(
     seen: set[str] = set()
     dropped: dict[str, int] = {}
     features: dict[str, list[Tensor]] = {"predicted": [], "true": []}
-    single = protocol.spec["single_sample"]
     judges = judges or Judges()
+    context = _Context(protocol, indices, faces, judges)
     for clip in clips:
         if clip.key in seen:
             raise UserError(f"clip '{clip.key}': predicted twice")
@@ -127,14 +127,21 @@ def score_speech(
         clip, cut = _same_length(_checked(clip, protocol), protocol)
         if cut:
             dropped[clip.key] = cut
+        name = protocol.spec["primary"]
+        try:
+            chosen = context.chosen(clip)
+        except ValueError as error:
+            raise UserError(f"clip '{clip.key}': metric '{name}' {error}") from error
         if judges.features is not None:
-            features["predicted"].append(judges.features(clip, clip.predicted[single]))
+            of_samples = [judges.features(clip, clip.predicted[number]) for number in chosen]
+            features["predicted"].append(torch.stack(of_samples))
             features["true"].append(judges.features(clip, clip.truth))
         for name, choices in protocol.metrics.items():
             if choices["measure"] == "motion_frechet_distance":
                 continue
             try:
-                errors = _single_values(choices, clip, protocol, indices, faces, judges)
+                numbers = chosen[:1] if choices["measure"] in OF_SAMPLES else chosen
+                errors = torch.stack([context.values(choices, clip, number) for number in numbers]).mean(0)
             except ValueError as error:
                 raise UserError(f"clip '{clip.key}': metric '{name}' {error}") from error
             if errors.numel():
@@ -149,9 +156,11 @@ def score_speech(
     scores = {}
     for name, choices in protocol.metrics.items():
         if choices["measure"] == "motion_frechet_distance":
-            moments = (mean_and_covariance(torch.stack(features[which])) for which in ("predicted", "true"))
+            true = mean_and_covariance(torch.stack(features["true"]))
+            sets = torch.stack(features["predicted"], 1)  # one of each chosen sample; their distances are averaged
+            distances = [frechet_distance(*mean_and_covariance(predicted), *true) for predicted in sets]
             scores[name] = metric_score(choices, protocol, {}, _scale(choices, protocol)[1])
-            scores[name]["value"] = frechet_distance(*next(moments), *next(moments)).item()
+            scores[name]["value"] = torch.stack(distances).mean().item()
             continue
         if not values[name]:
             raise UserError(f"metric '{name}': no clip has what it counts ({choices['pooling']})")
@@ -243,32 +252,35 @@ def _scale(choices: Mapping[str, Any], protocol: Protocol) -> tuple[float, str]:
     return scale, unit
 
 
-def _single_values(
-    choices: Mapping[str, Any],
-    clip: Clip,
-    protocol: Protocol,
-    regions: Mapping[str, Tensor],
-    triangles: Tensor | None,
-    judges: Judges,
-) -> Tensor:
-    """The values of the sample that the protocol's rule chooses, or their mean over all samples."""
+@dataclass(frozen=True)
+class _Context:
+    """What every clip is scored with."""
 
-    def values(choices: Mapping[str, Any], number: int) -> Tensor:
+    protocol: Protocol
+    regions: Mapping[str, Tensor]
+    triangles: Tensor | None
+    judges: Judges
+
+    def values(self, choices: Mapping[str, Any], clip: Clip, number: int) -> Tensor:
+        """One value for each frame or bilabial of the clip's sample ``number``, or one of the clip."""
         if choices["measure"] in OF_CURVES:
-            return _curve_values(choices, clip, protocol, number)
-        if MEASURES[protocol.task][choices["measure"]].judge is not None:
-            return _judged_values(choices, clip, clip.predicted[number], judges)
-        return _clip_values(choices, clip, protocol, regions, triangles, number)
+            return _curve_values(choices, clip, self.protocol, number)
+        if MEASURES[self.protocol.task][choices["measure"]].judge is not None:
+            return _judged_values(choices, clip, clip.predicted[number], self.judges)
+        return _clip_values(choices, clip, self.protocol, self.regions, self.triangles, number)
 
-    everyone = range(len(clip.predicted))
-    match protocol.spec["unseen_speaker"]:
-        case "all-mean" if choices["measure"] not in OF_SAMPLES:
-            return torch.stack([values(choices, number) for number in everyone]).mean(0)
-        case "best":
-            primary = protocol.metrics[protocol.spec["primary"]]
-            choose = max if MEASURES[protocol.task][primary["measure"]].higher_is_better else min
-            return values(choices, choose(everyone, key=lambda number: values(primary, number).mean().item()))
-    return values(choices, protocol.spec["single_sample"])
+    def chosen(self, clip: Clip) -> list[int]:
+        """The samples whose values are averaged, by the protocol's rule."""
+        spec = self.protocol.spec
+        everyone = range(len(clip.predicted))
+        match spec["unseen_speaker"]:
+            case "all-mean":
+                return list(everyone)
+            case "best":
+                primary = self.protocol.metrics[spec["primary"]]
+                choose = max if MEASURES[self.protocol.task][primary["measure"]].higher_is_better else min
+                return [choose(everyone, key=lambda number: self.values(primary, clip, number).mean().item())]
+        return [spec["single_sample"]]
 
 
 OF_CURVES = ("control_error", "control_dynamics_deviation", "rotation_speed", "rotation_deviation", "beat_alignment")

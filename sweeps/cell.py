@@ -97,8 +97,11 @@ def run_system(cell: Cell, protocol: Protocol, folder: Path) -> tuple[dict[str, 
         common += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     common += ["--seed_everything", str(cell.seed), "--trainer.enable_progress_bar", "false"]
     common += ["--trainer.callbacks+", "sweeps.cell.ProgressLines"]
-    if not (run / COSTS).is_file():  # written when the predictions are complete
+    complete = (run / COSTS).is_file()  # written when the predictions are
+    if not complete:
         RunCLI(["fit", *common, "--data.init_args.seed", str(cell.seed)])
+    # The protocol may have come to score another split since.
+    if not complete or read_description(predictions)["split"] != protocol.spec["split"]:
         predict = ["--data.init_args.predict_split", protocol.spec["split"]]
         if images := protocol.spec.get("images"):  # the first of the split
             size = math.gcd(images, 64)

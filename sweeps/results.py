@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import UserError
-from datamodules.shards import write_atomic
+from datamodules.shards import is_inside, write_atomic
 
 SCHEMA = 1
 ROLES = ("system", "floor", "ceiling")
@@ -139,6 +139,10 @@ def _parse(line: str, where: str) -> Result:
     for kind, items in raw.get("media", {}).items():
         for item in items:
             _check(item, f"{where}, media.{kind}", {"key": str, "file": str, "caption": str})
+    files = [item["file"] for items in raw.get("media", {}).values() for item in items]
+    for name in (*files, *([raw["run"]] if raw.get("run") else [])):
+        if not is_inside(name):
+            raise UserError(f"{where}: '{name}' leads out of the results' folder; the line is damaged or forged")
     return Result(**raw)
 
 

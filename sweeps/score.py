@@ -366,7 +366,8 @@ def bind_judges(protocol: Protocol) -> Protocol:
         UserError: weights that cannot be had; says how to get them.
     """
     judges = protocol.spec.get("judges", {}).items()
-    return protocol.bind({f"judges.{role}.sha256": backbones.weight_hash(judge["name"]) for role, judge in judges})
+    hashes = {f"judges.{role}.sha256": backbones.judge_hash(judge["name"], role) for role, judge in judges}
+    return protocol.bind(hashes)
 
 
 class ImageJudges:

@@ -135,8 +135,8 @@ class Suite:
         """All cells: each system with each seed, and the floors and ceilings of each task.
 
         Raises:
-            UserError: a config names no registered system, the suite gives its task no data, or two systems have one
-                name.
+            UserError: a config names no registered system, the suite gives its task no data, two systems have one
+                name, or a system trains with what will judge it.
         """
         known = {f"{cls.__module__}.{cls.__name__}": cls.info for cls in registry().values()}
         cells: list[Cell] = []
@@ -151,6 +151,7 @@ class Suite:
             if system in names:
                 raise UserError(f"suite {self.name}: two systems called '{system}'; give one config, name and changes")
             names.add(system)
+            check_judges(entry, Protocol.read(self.data[task]["protocol"]))
             if task not in {cell.task for cell in cells}:
                 cells.append(self._cell(task, entry, system, 0, bounds=True))
             cells += [self._cell(task, entry, system, seed) for seed in self.seeds]
@@ -178,6 +179,21 @@ class Suite:
             data["protocol"],
             media,
         )
+
+
+def check_judges(entry: Entry, protocol: Protocol) -> None:
+    """Raises a UserError where a system trains with a network that judges it.
+
+    A perceptual distance is left out: it is a formula over features that nobody doubts, and protocols whose systems
+    train with it say so.
+    """
+    for spec in _backbones([yaml.safe_load(_text(entry.config)), entry.changes]):
+        for role, judge in protocol.spec.get("judges", {}).items():
+            if role != "perceptual" and backbones.weight_hash(spec) == backbones.weight_hash(judge["name"]):
+                raise UserError(
+                    f"{entry.config}: trains with '{spec}', which judges as {role} under protocol '{protocol.name}'; "
+                    "train with another network, or score under a protocol with another judge"
+                )
 
 
 def run_suite(suite: Suite, out: Path, jobs: int) -> Path:
@@ -244,7 +260,7 @@ def _run_cell(out: Path, cell: Cell, jobs: int, progress: Progress, bar: Any) ->
 def result_path(out: Path, cell: Cell) -> Path:
     """Where a cell's result lines stand; another protocol, other judges or other metrics give another file."""
     protocol = Protocol.read(cell.protocol)
-    judges = [backbones.weight_hash(judge["name"]) for judge in protocol.spec.get("judges", {}).values()]
+    judges = [backbones.judge_hash(judge["name"], role) for role, judge in protocol.spec.get("judges", {}).items()]
     decides = [protocol.spec, judges, source_hash(metrics, sweeps)]
     key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:10]
     return out / "cells" / cell.name / f"result-{key}.jsonl"

@@ -26,11 +26,14 @@ The encoder that guides a training and the one that judges its result are differ
 :func:`check_judge` holds that.
 """
 
+import hashlib
 import importlib
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -110,6 +113,23 @@ def find(spec: str) -> Path:
 def weight_hash(spec: str) -> str:
     """SHA-256 of the weights, part of every protocol that uses them; ``hub:`` and ``mel:`` stand for themselves."""
     return spec if spec.startswith(("hub:", "mel:", "mel100:")) else file_sha256(find(spec))
+
+
+def judge_hash(spec: str, kind: str) -> str:
+    """As :func:`weight_hash`; of a hub network the SHA-256 of the weights it has on this machine, whatever its name."""
+    return _hub_hash(spec, kind) if spec.startswith("hub:") else weight_hash(spec)
+
+
+@lru_cache
+def _hub_hash(spec: str, kind: str) -> str:
+    state = load(spec, kind).state_dict()
+    if not state:  # dlib's predictors have no weights that PyTorch knows
+        return spec
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def kind_of(spec: str) -> str:

@@ -273,6 +273,20 @@ def test_motions_are_compared_as_sets_by_the_judges_features() -> None:
     assert value == pytest.approx((offsets.mean() ** 2 + offsets.var()).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize(("policy", "chosen"), [("all-mean", [0, 1, 2]), ("best", [2, 0]), ("fixed:1", [1])])
+def test_sets_of_motions_follow_the_policy_for_speakers_never_seen(policy: str, chosen: list[int]) -> None:
+    axis = {"unseen_speaker": policy, "samples": 3, "sample_axis": "styles", "single_sample": 1, "judges": JUDGE}
+    both = metrics("lve_l2")["metrics"] | curve_metrics(measure="motion_frechet_distance")["metrics"]
+    protocol = speech_protocol(**axis, metrics=both, primary="lve_l2")
+    offsets = torch.tensor([[5.0, 3, 1], [2, 11, 4]])
+    clips = [in_three_styles(key, row) for key, row in zip("ab", offsets.tolist(), strict=True)]
+    judges = Judges(features=lambda clip, vertices: 1000 * vertices[0, 0, 1:2].double())
+    value = score_speech(clips, protocol, REGIONS, judges=judges).metrics["value"]["value"]
+    sets = offsets[[0, 1], chosen][None] if policy == "best" else offsets.T[chosen]
+    distances = [(each.mean() ** 2 + each.var()).item() for each in sets]
+    assert value == pytest.approx(sum(distances) / len(distances), rel=1e-5)
+
+
 def test_rig_controls_by_hand() -> None:
     predicted = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 12.0]])
     with_controls = [replace(clip(k, 2, 0.0), controls=predicted, true_controls=torch.zeros(2, 3)) for k in "ab"]

@@ -44,6 +44,11 @@ def test_add_starts_a_file(results_file, tmp_path):
         ({"protocol": {"name": "x", "id": "y", "spec": 1}}, r"line 2, protocol: field 'spec'"),
         ({"metrics": {"mve": {"value": 1.0}}}, r"line 2, metrics.mve: field 'unit' is missing"),
         ({"media": {"videos": [{"key": "a", "file": 1}]}}, r"line 2, media.videos: field 'file' is 1"),
+        (
+            {"media": {"videos": [{"key": "a", "file": "../../secret", "caption": ""}]}},
+            r"line 2: '../../secret' leads out of the results' folder",
+        ),
+        ({"run": "/root"}, r"line 2: '/root' leads out"),
         ({"metrics": {"mve": 3}}, r"line 2, metrics.mve: expected an object"),
         (
             {"metrics": {"mve": {"value": float("nan"), "unit": "", "higher_is_better": None, "per_sample": {}}}},

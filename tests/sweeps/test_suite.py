@@ -74,6 +74,28 @@ def test_a_suite_scores_systems_and_bounds_once(suite, tmp_path):
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}, "nothing is computed twice"
 
 
+def test_another_split_is_predicted_and_nothing_trained_again(suite, tmp_path):
+    run_suite(suite, tmp_path / "out", jobs=1)
+    (checkpoint,) = (tmp_path / "out").rglob("last.ckpt")
+    trained = checkpoint.stat().st_mtime_ns
+    (tmp_path / "protocol.yaml").write_text(yaml.safe_dump({**PROTOCOL, "split": "val"}))
+    results = {result.system: result for result in read_results(run_suite(suite, tmp_path / "out", jobs=1))}
+    assert {result.split for result in results.values()} == {"val"}
+    keys = [set(result.metrics["lve"]["per_sample"]) for result in results.values()]
+    assert keys[0] == {"carla-030", "carla-031", "carla-032"}
+    assert keys.count(keys[0]) == len(keys)
+    assert checkpoint.stat().st_mtime_ns == trained
+
+
+def test_a_system_must_not_train_with_its_judge(suite, voca_config, tmp_path):
+    judged = {**PROTOCOL, "judges": {"motion": {"name": "demo:emotion-judge", "sha256": None}}}
+    (tmp_path / "protocol.yaml").write_text(yaml.safe_dump(judged))
+    changes = {"model.init_args.encoder": "demo:emotion-judge"}
+    mine = Entry(str(voca_config), "mine", changes)
+    with pytest.raises(UserError, match=r"trains with 'demo:emotion-judge', which judges as motion"):
+        replace(suite, systems=[mine]).cells()
+
+
 @pytest.mark.slow
 def test_a_killed_suite_run_again_ends_with_the_same_scores(suite, tmp_path):
     whole = read_results(run_suite(suite, tmp_path / "whole", jobs=1))

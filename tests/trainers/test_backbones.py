@@ -76,3 +76,17 @@ def test_the_judge_must_not_be_the_guide(tmp_path):
     backbones.check_judge(f"path:{tmp_path / 'a.safetensors'}", f"path:{tmp_path / 'c.safetensors'}")
     with pytest.raises(UserError, match="judge with another"):
         backbones.check_judge(f"path:{tmp_path / 'a.safetensors'}", f"path:{tmp_path / 'b.safetensors'}")
+
+
+def test_a_hub_judge_is_known_by_its_weights(monkeypatch):
+    networks = {}
+    monkeypatch.setattr(backbones, "load", lambda spec, kind: networks[spec])
+    for name in ("a", "b", "c"):
+        torch.manual_seed(0)
+        networks[f"hub:{name}"] = torch.nn.Linear(2, 3)
+    networks["hub:c"].bias.data[1] += 1e-6
+    networks["hub:dlib"] = torch.nn.Identity()
+    hashes = [backbones.judge_hash(f"hub:{name}", "clip") for name in ("a", "b", "c")]
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert len(hashes[0]) == 64
+    assert backbones.judge_hash("hub:dlib", "landmarks") == "hub:dlib"
