@@ -136,6 +136,8 @@ MEASURES = {
         "distance_to_real": Measure((), False, "perceptual"),
         "diversity": Measure((), True, "perceptual"),
         "landmark_error": Measure(("eyes",), False, "landmarks"),
+        "mask_accuracy": Measure((), True, "parser"),
+        "relative_recognition": Measure(("of",), True),
     },
 }
 
@@ -408,6 +410,10 @@ def _check_faces(spec: dict[str, Any], path: Path) -> None:
         measure = MEASURES[spec["task"]][metric["measure"]]
         if measure.judge is not None and measure.judge not in spec["judges"]:
             raise UserError(f"{path}: metrics.{name} needs judges.{measure.judge}, a network that the protocol names")
+        if metric["measure"] == "relative_recognition":
+            of = spec["metrics"].get(metric["of"], {}).get("measure")
+            if of != "identity_similarity":
+                raise UserError(f"{path}: metrics.{name}.of is '{metric['of']}', expected an identity similarity")
         if metric["measure"] == "area_under_curve":
             of = spec["metrics"].get(metric["of"], {}).get("measure", "area_under_curve")
             if of in ("area_under_curve", "editing_accuracy"):

@@ -55,6 +55,7 @@ class GeneratedImages:
         distance_to_real: (N,) perceptual distance to the real image.
         diversity: (N,) mean perceptual distance between all images of the caption.
         landmarks: (N, 2, K, 2) of the generated and the real image, x and y in pixels.
+        mask_accuracy: (N,) share of pixels that show the part of the face that the mask says.
     """
 
     key: Sequence[str]
@@ -67,6 +68,7 @@ class GeneratedImages:
     distance_to_real: Tensor | None = None
     diversity: Tensor | None = None
     landmarks: Tensor | None = None
+    mask_accuracy: Tensor | None = None
 
 
 def score_generation(reference: Reference, generated: GeneratedImages, protocol: Protocol) -> Scores:
@@ -101,6 +103,8 @@ def score_generation(reference: Reference, generated: GeneratedImages, protocol:
     for name, choices in protocol.metrics.items():
         left_out = None
         match choices["measure"]:
+            case "relative_recognition":  # of one system among others: see sweeps.leaderboard
+                continue
             case "frechet_distance":
                 value = frechet.distance(generated.features)
                 groups = distribution.jackknife_groups(len(generated.key), choices["jackknife_groups"])

@@ -7,15 +7,17 @@ that of the place by the mean alone. Floors and ceilings are shown and compared,
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as ConsoleTable
 
 from datamodules.errors import UserError
+from metrics.editing import relative_recognition
 from metrics.statistics import Comparison, Interval, bootstrap_mean, paired_bootstrap, rank_intervals, ranks
 from sweeps.results import ROLES, Result, drawn_of
 
@@ -203,6 +205,7 @@ def rank(results: Sequence[Result], over: str | None = None) -> Table:
             people where the results do not say who is in each sample.
     """
     check_comparable(results)
+    results = with_recognition(results)
     first = results[0]
     over = over or first.protocol["spec"].get("error_bars_over", "samples")
     if over not in OVER:
@@ -232,6 +235,42 @@ def rank(results: Sequence[Result], over: str | None = None) -> Table:
     ]
     rows.sort(key=lambda row: (ROLES.index(row.role), row.entries[_primary(first)].rank or math.inf))
     return Table(first.task, first.data["name"], first.split, first.protocol, columns, rows, comparisons, over)
+
+
+def with_recognition(results: Sequence[Result]) -> list[Result]:
+    """Adds the relative recognition rates that the protocol asks for, which only a set of systems has.
+
+    The first seed of a system competes with the first seeds of the others, and so on, as far as the system with the
+    fewest goes. Floors, ceilings and further seeds have no rate.
+    """
+    asked = {
+        name: choices
+        for name, choices in results[0].protocol["spec"].get("metrics", {}).items()
+        if choices.get("measure") == "relative_recognition"
+    }
+    if not asked:
+        return list(results)
+    runs: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda result: result.seed):
+        if result.role == "system":
+            runs.setdefault(result.system, []).append(result)
+    added: dict[tuple[Any, ...], dict[str, Any]] = {result.identity: {} for result in results}
+    for name, choices in asked.items():
+        for entry in added.values():
+            entry[name] = {"value": None, "unit": "", "higher_is_better": True, "per_sample": {}}
+        for rivals in zip(*runs.values(), strict=False) if len(runs) > 1 else ():
+            cosines = [_metric(run, choices["of"])["per_sample"] for run in rivals]
+            keys = list(cosines[0])
+            matrix = [[each[key] for key in keys] for each in cosines]
+            points = relative_recognition(torch.tensor(matrix, dtype=torch.float64))
+            for run, row in zip(rivals, points, strict=True):
+                entry = added[run.identity][name]
+                entry |= {"value": row.mean().item(), "per_sample": dict(zip(keys, row.tolist(), strict=True))}
+    order = [*results[0].protocol["spec"]["metrics"], *results[0].metrics]
+    merged = [(result, result.metrics | added[result.identity]) for result in results]
+    return [
+        replace(result, metrics={name: scores[name] for name in order if name in scores}) for result, scores in merged
+    ]
 
 
 def check_comparable(results: Sequence[Result]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from cleanfid.resize import make_resizer
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -16,7 +17,7 @@ from datamodules.errors import UserError
 from datamodules.faces import FaceDataModule
 from datamodules.speech import SpeechDataModule
 from metrics.alignment import chosen_caption
-from metrics.editing import identity_similarity
+from metrics.editing import identity_similarity, mask_accuracy
 from metrics.perceptual import pairwise_distance
 from metrics.protocols import MEASURES, Protocol, lip_error_variants, read_region
 from metrics.references import ReferenceKey, cached
@@ -320,24 +321,45 @@ def _score_generation(
         if "landmarks" in judges:
             truth = torch.stack([sample.landmarks for sample in batch]) * (spec["image_size"] / faces.size)
             parts["landmarks"].append(torch.stack([judges["landmarks"](generated[0]), truth], 1))
+        if "parser" in judges:
+            parsed = _in_classes(judges["parser"](generated[0]), judges["parser"].parts, faces)
+            masks = torch.stack([sample.mask for sample in batch])[:, None]
+            asked = F.interpolate(masks, generated.shape[-2:], mode="nearest-exact")[:, 0]
+            parts["mask_accuracy"].append(mask_accuracy(parsed, asked))
     seen = GeneratedImages(keys, captions, extractor, **{name: torch.cat(values) for name, values in parts.items()})
     return score_generation(reference, seen, protocol), protocol
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """One real image, its captions and its landmarks."""
+    """One real image, its captions, its landmarks and its mask."""
 
     key: str
     image: Tensor
     captions: list[str]
     landmarks: Tensor
+    mask: Tensor
 
 
 def _samples(faces: FaceDataModule, split: str) -> Iterator[_Sample]:
     for batch in faces.loader(split):
         for i, key in enumerate(batch.key):
-            yield _Sample(key, batch.image[i], batch.captions[i], batch.landmarks[i])
+            yield _Sample(key, batch.image[i], batch.captions[i], batch.landmarks[i], batch.mask[i])
+
+
+def _in_classes(parsed: Tensor, parts: list[str], faces: FaceDataModule) -> Tensor:
+    """A parser's numbers of parts as the numbers that the data's masks use.
+
+    Raises:
+        UserError: the data has no masks, or they have other classes.
+    """
+    classes = faces.manifest.fields["mask_classes"]
+    if not classes:
+        raise UserError(f"{faces.root}: has no masks, which mask accuracy compares with; score without judges.parser")
+    missing = [part for part in parts if part not in classes]
+    if missing:
+        raise UserError(f"{faces.root}: masks of {', '.join(classes)}, but judges.parser sees '{missing[0]}' as well")
+    return torch.tensor([classes.index(part) for part in parts], device=parsed.device)[parsed]
 
 
 def _resized(images: Tensor, protocol: Protocol) -> Tensor:

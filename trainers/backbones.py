@@ -15,6 +15,7 @@ The kinds, and what each gives:
 ``features``    ``.features``: image -> (B, d), for distances of two sets; any attribute classifier has them too
 ``clip``        ``.encode_image``: image -> (B, D); ``.encode_text``: captions -> (B, D)
 ``landmarks``   image -> (B, 68, 2), x and y in pixels
+``parser``      image -> (B, H, W) int64, a part of the face for each pixel, names in ``.parts``
 ``speech``      :class:`trainers.nets.speech_encoder.SpeechEncoder`; ``mel:80`` gives log-mel energies in its form
 ``text``        :class:`trainers.nets.text_encoder.TextEncoder`: lists of words -> one state for each word
                 (``mel100:80`` those of :class:`trainers.nets.audio_windows.WindowMel`, at 100 Hz)
@@ -57,6 +58,7 @@ CLASSES = {
     "features": "trainers.nets.extractors:InceptionFeatures",
     "clip": "trainers.nets.extractors:CLIPEncoder",
     "landmarks": "trainers.nets.extractors:DlibLandmarks",
+    "parser": "trainers.nets.extractors:FaceParser",
     "motion": "trainers.nets.motion_judge:MotionJudge",
     "lip_sync": "trainers.nets.syncnet:SyncNet",
 }

@@ -51,6 +51,28 @@ def test_other_protocols_are_not_ranked_together(results):
         rank([*speech[:-1], replace(speech[-1], split="val")])
 
 
+def test_relative_recognition_is_of_the_systems_in_the_table(results):
+    editing = of_task(results, "face-editing")
+    spec = editing[0].protocol["spec"]
+    metrics = {**spec["metrics"], "recognition": {"measure": "relative_recognition", "of": "identity"}}
+    protocol = {**editing[0].protocol, "spec": {**spec, "metrics": metrics}}
+    editing = [replace(result, protocol=protocol) for result in editing]
+    table = rank(editing)
+    rows = {row.system: row for row in table.rows}
+    systems = [row for row in table.rows if row.role == "system"]
+    assert len(systems) == 2
+    for seed in range(len(systems[0].seeds)):
+        first, second = (row.results[seed].metrics["identity"]["per_sample"] for row in systems)
+        won = np.mean([np.heaviside(first[key] - second[key], 0.5) for key in first])
+        assert systems[0].entries["recognition"].seeds[seed] == pytest.approx(won)
+        assert systems[1].entries["recognition"].seeds[seed] == pytest.approx(1 - won)
+    assert systems[0].entries["recognition"].rank == 1
+    others = [row for row in rows.values() if row.role != "system"]
+    assert all(row.entries["recognition"].interval is None for row in others)
+    (alone,) = rank([r for r in editing if r.system == systems[0].system]).rows
+    assert alone.entries["recognition"].interval is None, "one system has no rivals"
+
+
 def test_systems_are_compared_with_floors_but_not_with_ceilings(results):
     table = rank(of_task(results, "speech-to-mesh"))
     pairs = {frozenset((pair.first, pair.second)): pair.better for pair in table.comparisons["lve_l2"]}

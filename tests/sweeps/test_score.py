@@ -1,6 +1,8 @@
 """Generated and edited faces on disk, through judges, to scores: on tiny images and tiny random judges."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,6 +83,36 @@ def test_generated_faces_are_scored(tmp_path, faces_root, protocol, tiny, cache)
     assert list(scores.metrics["identity"]["per_sample"]) == batch.key
     assert scores.metrics["identity"]["value"] == pytest.approx(same.mean().item(), rel=1e-5)
     assert len(list(cache.iterdir())) == 1
+
+
+def test_masks_are_compared_with_what_a_parser_sees(tmp_path, faces_root, protocol, monkeypatch):
+    class Halves(torch.nn.Module):
+        """Sees skin on the left, and background on the right."""
+
+        parts = ("skin", "background")
+
+        def forward(self, image):
+            parsed = torch.ones(len(image), *image.shape[-2:], dtype=torch.int64)
+            parsed[:, :, : image.shape[-1] // 4] = 0
+            return parsed
+
+    load = backbones.load
+    monkeypatch.setattr(backbones, "load", lambda spec, kind: Halves() if kind == "parser" else load(spec, kind))
+    judges = protocol.spec["judges"] | {"parser": {"name": "hub:halves", "sha256": None}}
+    asked = {"masks": {"measure": "mask_accuracy"}, "fid": protocol.metrics["fid"]}
+    protocol = replace(protocol, spec={**protocol.spec, "judges": judges, "metrics": asked})
+    write(tmp_path / "predictions", faces_root)
+    with pytest.raises(UserError, match=r"masks of background, but judges.parser sees 'skin' as well"):
+        score(tmp_path / "predictions", str(faces_root), protocol)
+    Halves.parts = ("background", "background")
+    assert score(tmp_path / "predictions", str(faces_root), protocol)[0].metrics["masks"]["value"] == 1
+    root = shutil.copytree(faces_root, tmp_path / "faces")
+    manifest = root / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('["background"]', '["background", "skin"]'))
+    data = FaceDataModule(str(root), batch_size=1).manifest.sha256
+    write(tmp_path / "predictions", root, data=data)
+    Halves.parts = ("skin", "background")  # and the masks are all background
+    assert score(tmp_path / "predictions", str(root), protocol)[0].metrics["masks"]["value"] == 0.75
 
 
 def test_the_real_side_is_computed_once(tmp_path, faces_root, protocol, monkeypatch):

@@ -1,4 +1,4 @@
-"""Networks that only judge: Inception features, CLIP and dlib's landmarks, from files that the user has.
+"""Networks that only judge: Inception features, CLIP, dlib's landmarks and face parsers, from files that the user has.
 
 Each takes images (B, 3, H, W) float32 in [-1, 1]. They see what is stored, which is 8 bits a channel: images are
 rounded to that first. Resizing belongs to an extractor, because the values change with it.
@@ -10,8 +10,17 @@ from urllib.error import URLError
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+)
 
 from datamodules.errors import UserError
 
@@ -184,6 +193,66 @@ class CLIPEncoder(nn.Module):
         """B captions -> (B, D) float32 embeddings, not normalised."""
         inputs = self.processor(text=captions, return_tensors="pt", padding=True, truncation=True)
         return self.model.get_text_features(**inputs.to(self.model.device)).pooler_output
+
+
+class FaceParser(nn.Module):
+    """Which part of the face each pixel shows, by a SegFormer (transformers).
+
+    Args:
+        model: the network; its configuration names the parts.
+        processor: resizes and normalises images.
+
+    Attributes:
+        parts: names of the classes.
+    """
+
+    def __init__(self, model: SegformerForSemanticSegmentation, processor: SegformerImageProcessor) -> None:
+        super().__init__()
+        self.model = model
+        self.processor = processor
+        names: dict[int, str] = model.config.id2label  # type: ignore[assignment]
+        self.parts = [names[i] for i in range(len(names))]
+
+    @classmethod
+    def from_hub(cls, name: str) -> nn.Module:
+        """A model of the Hugging Face hub from the local cache, for instance ``jonathandinu/face-parsing``.
+
+        Raises:
+            UserError: it is not in the cache, or no SegFormer.
+        """
+        return cls._pretrained(name, f"hub:{name}")
+
+    @classmethod
+    def from_file(cls, path: Path) -> nn.Module:
+        """A folder as written by ``save_pretrained``; ``path`` is its ``model.safetensors``.
+
+        Raises:
+            UserError: the folder lacks something, or is no SegFormer.
+        """
+        return cls._pretrained(str(path.parent), f"path:{path.parent}")
+
+    @classmethod
+    def _pretrained(cls, name: str, spec: str) -> nn.Module:
+        try:
+            loaded: Any = SegformerForSemanticSegmentation.from_pretrained(
+                name, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+            model, report = loaded
+            processor = SegformerImageProcessor.from_pretrained(name, local_files_only=True)
+        except (OSError, ValueError, RuntimeError, TypeError) as error:
+            raise UserError(
+                f"backbone '{spec}': no SegFormer there or in the local cache ({type(error).__name__}); run "
+                "'hf download jonathandinu/face-parsing' where there is a network, or give a folder as path:<folder>"
+            ) from error
+        if report["missing_keys"]:
+            raise UserError(f"backbone '{spec}': not a complete SegFormer, lacks {min(report['missing_keys'])}")
+        return cls(model, processor)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, H, W) int64 numbers in ``parts``, at the image's own size."""
+        inputs = self.processor(images=list(to_bytes(image)), return_tensors="pt")
+        logits = self.model(pixel_values=inputs["pixel_values"].to(image.device)).logits
+        return F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
 
 
 class DlibLandmarks(nn.Module):

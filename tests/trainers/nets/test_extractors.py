@@ -8,7 +8,13 @@ from cleanfid.resize import build_resizer
 from PIL import Image
 from torch import nn
 from torchvision.transforms.functional import to_pil_image
-from transformers import CLIPModel, CLIPProcessor
+from transformers import (
+    CLIPModel,
+    CLIPProcessor,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+)
 
 from datamodules.errors import UserError
 from trainers import backbones
@@ -105,6 +111,39 @@ def test_clip_that_cannot_be_had(tmp_path, clip_folder):
     (tmp_path / "model.safetensors").write_bytes((clip_folder / "model.safetensors").read_bytes())
     with pytest.raises(UserError, match="no CLIP model there"):
         backbones.load(f"path:{tmp_path}", "clip")
+
+
+@pytest.fixture
+def parser_folder(tmp_path):
+    """A tiny SegFormer with random weights."""
+    sizes = {"hidden_sizes": [8] * 4, "decoder_hidden_size": 8, "depths": [1] * 4, "num_attention_heads": [1] * 4}
+    names = {0: "background", 1: "skin", 2: "nose"}
+    torch.manual_seed(0)
+    model = SegformerForSemanticSegmentation(SegformerConfig(**sizes, id2label=names))
+    model.save_pretrained(tmp_path / "parser")
+    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "parser")
+    return tmp_path / "parser"
+
+
+@torch.no_grad()
+def test_faces_are_parsed_as_transformers_does(parser_folder, images):
+    parser = backbones.load(f"path:{parser_folder}", "parser")
+    model = SegformerForSemanticSegmentation.from_pretrained(parser_folder).eval()
+    processor = SegformerImageProcessor.from_pretrained(parser_folder)
+    found = parser(images)
+    assert parser.parts == ["background", "skin", "nose"]
+    for image, parts in zip(images, found, strict=True):
+        logits = model(**processor(images=to_pil_image(to_bytes(image)), return_tensors="pt"))
+        (expected,) = processor.post_process_semantic_segmentation(logits, [(40, 52)])
+        assert (parts == expected).float().mean() > 0.999
+    assert len(found.unique()) > 1
+
+
+def test_a_parser_that_cannot_be_had(tmp_path, clip_folder):
+    with pytest.raises(UserError, match=r"'hub:nobody/parser': no SegFormer .* 'hf download"):
+        backbones.load("hub:nobody/parser", "parser")
+    with pytest.raises(UserError, match="SegFormer"):
+        backbones.load(f"path:{clip_folder}", "parser")
 
 
 def test_landmarks_need_dlib(monkeypatch, tmp_path):
