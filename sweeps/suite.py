@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -161,7 +160,7 @@ class Suite:
         data = self.data[task]
         text = _text(entry.config) + (json.dumps(entry.changes, sort_keys=True) if entry.changes else "")
         label = f"{task}-bounds" if bounds else f"{entry.name or Path(entry.config).stem}-seed{seed}"
-        specs = _backbones([yaml.safe_load(_text(entry.config)), entry.changes])
+        specs = backbones.named_in([yaml.safe_load(_text(entry.config)), entry.changes])
         weights = [backbones.weight_hash(spec) for spec in specs]
         decides = [label, text, *weights, Manifest.read(data["root"]).sha256, source_hash(trainers, datamodules)]
         key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:10]
@@ -187,7 +186,7 @@ def check_judges(entry: Entry, protocol: Protocol) -> None:
     A perceptual distance is left out: it is a formula over features that nobody doubts, and protocols whose systems
     train with it say so.
     """
-    for spec in _backbones([yaml.safe_load(_text(entry.config)), entry.changes]):
+    for spec in backbones.named_in([yaml.safe_load(_text(entry.config)), entry.changes]):
         for role, judge in protocol.spec.get("judges", {}).items():
             if role != "perceptual" and backbones.weight_hash(spec) == backbones.weight_hash(judge["name"]):
                 raise UserError(
@@ -274,18 +273,6 @@ def source_hash(*packages: Any) -> str:
         for path in sorted(root.rglob("*.py")):
             digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-def _backbones(config: Any) -> Iterator[str]:
-    """All backbone specifications in a config."""
-    if isinstance(config, dict):
-        for value in config.values():
-            yield from _backbones(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _backbones(value)
-    elif isinstance(config, str) and config.startswith(("demo:", "path:", "hub:")):
-        yield config
 
 
 def _text(path: str | Path) -> str:

@@ -30,6 +30,7 @@ The encoder that guides a training and the one that judges its result are differ
 import hashlib
 import importlib
 import json
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,17 @@ def find(spec: str) -> Path:
 def weight_hash(spec: str) -> str:
     """SHA-256 of the weights, part of every protocol that uses them; ``hub:`` and ``mel:`` stand for themselves."""
     return spec if spec.startswith(("hub:", "mel:", "mel100:")) else file_sha256(find(spec))
+
+
+def named_in(config: Any) -> Iterator[str]:
+    """All specifications in a config, or in a system's arguments."""
+    if isinstance(config, Mapping):
+        config = list(config.values())
+    if isinstance(config, list):
+        for value in config:
+            yield from named_in(value)
+    elif isinstance(config, str) and config.startswith(("demo:", "path:", "hub:")):
+        yield config
 
 
 def judge_hash(spec: str, kind: str) -> str:

@@ -8,6 +8,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -105,20 +106,33 @@ class System(pl.LightningModule):
             getattr(self, name).eval()
         return self
 
+    @cached_property
+    def weights_taken(self) -> dict[str, str]:
+        """Specification to hash of all pretrained weights that the system was built with."""
+        return {spec: backbones.weight_hash(spec) for spec in backbones.named_in(self.hparams)}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes down whose checkpoint this is."""
+        """Writes down whose checkpoint this is, and which pretrained weights it goes with."""
         init = {name: value for name, value in self.hparams.items() if not name.startswith("_")}
-        checkpoint["facebench"] = {"system": self.info.name, "init": init}
+        checkpoint["facebench"] = {"system": self.info.name, "init": init, "weights": self.weights_taken}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses the checkpoint of another system.
+        """Refuses the checkpoint of another system, or of one with other pretrained weights.
 
         Raises:
-            UserError: it is another system's.
+            UserError: it is another system's, or the file of a frozen backbone has changed since.
         """
-        found = checkpoint.get("facebench", {}).get("system")
-        if found != self.info.name:
-            raise UserError(f"checkpoint: is one of '{found}', expected '{self.info.name}'")
+        stored = checkpoint.get("facebench", {})
+        if stored.get("system") != self.info.name:
+            raise UserError(f"checkpoint: is one of '{stored.get('system')}', expected '{self.info.name}'")
+        # What is trained along is in the checkpoint, and where its training began no longer matters.
+        for spec, trained_with in stored.get("weights", {}).items() if self.frozen else ():
+            found = self.weights_taken.get(spec, trained_with)
+            if found != trained_with:
+                raise UserError(
+                    f"checkpoint: goes with other weights than '{spec}' has now (SHA-256 {trained_with[:12]}, now "
+                    f"{found[:12]}); bring the old ones back, or train again"
+                )
 
 
 def registry() -> dict[str, type[System]]:
@@ -145,6 +159,7 @@ def load_system(checkpoint: str | Path) -> System:
     if stored["system"] not in systems:
         raise UserError(f"{path}: system '{stored['system']}' is not installed; known: {', '.join(systems)}")
     system = systems[stored["system"]](**stored["init"])
+    system.on_load_checkpoint(state)
     system.load_state_dict(state["state_dict"])
     return system.eval()
 

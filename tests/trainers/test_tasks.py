@@ -27,6 +27,14 @@ class ToyWithWeights(Toy):
         self.borrowed = nn.BatchNorm1d(width)
 
 
+class ToyOfAFile(ToyWithWeights):
+    def __init__(self, file: str, trained: bool = False, width: int = 2) -> None:
+        super().__init__(width)
+        self.save_hyperparameters()
+        if trained:
+            self.frozen = ()
+
+
 @pytest.fixture
 def checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr("trainers.tasks.registry", lambda: {"toy": ToyWithWeights})
@@ -151,3 +159,22 @@ def test_a_system_without_references_says_so(voca_in_style) -> None:
     system, batch = voca_in_style("fixed:0")
     with pytest.raises(UserError, match="takes no reference clip; it takes subject"):
         system.adapt(batch)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_checkpoint_goes_with_the_weights_that_it_was_trained_with(tmp_path, monkeypatch, trained):
+    monkeypatch.setattr("trainers.tasks.registry", lambda: {"toy": ToyOfAFile})
+    weights, path = tmp_path / "borrowed.safetensors", tmp_path / "toy.ckpt"
+    weights.write_bytes(b"old")
+    system, stored = ToyOfAFile(f"path:{weights}", trained), {}
+    system.on_save_checkpoint(stored)
+    torch.save({"state_dict": system.state_dict(), **stored}, path)
+    load_system(path)
+    weights.write_bytes(b"new")
+    if trained:  # they are in the checkpoint
+        load_system(path)
+        return
+    with pytest.raises(UserError, match=r"other weights than 'path:.*borrowed.safetensors' has now \(SHA-256"):
+        load_system(path)
+    with pytest.raises(UserError, match="or train again"):
+        ToyOfAFile(f"path:{weights}").on_load_checkpoint(stored)
