@@ -12,6 +12,7 @@ from typing import Any
 
 from datamodules.errors import UserError
 from datamodules.shards import is_inside, write_atomic
+from metrics.protocols import Protocol
 
 SCHEMA = 1
 ROLES = ("system", "floor", "ceiling")
@@ -124,6 +125,12 @@ def _parse(line: str, where: str) -> Result:
     )
     _check(raw["data"], f"{where}, data", {"name": str, "sha256": str})
     _check(raw["protocol"], f"{where}, protocol", {"name": str, "id": str, "spec": dict})
+    protocol = Protocol(raw["protocol"]["name"], raw["task"], raw["protocol"]["spec"])
+    if not protocol.bound or protocol.id != raw["protocol"]["id"]:
+        raise UserError(
+            f"{where}: protocol.id is '{raw['protocol']['id']}', but protocol.spec names other choices; the line was "
+            "changed by hand or written by another version: score the predictions again"
+        )
     if raw["role"] not in ROLES:
         raise UserError(f"{where}: field 'role' is '{raw['role']}', expected one of {', '.join(ROLES)}")
     for name, metric in raw["metrics"].items():

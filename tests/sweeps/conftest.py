@@ -6,7 +6,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 
-from metrics.protocols import Protocol
+from metrics.protocols import Protocol, _open_fields
 from sweeps.results import Result, write_results
 
 CLIPS = [f"subject{s}-sentence{i:02d}" for s in (10, 11) for i in range(12)]
@@ -14,9 +14,17 @@ PHOTOS = [f"photo{i:03d}" for i in range(60)]
 ATTRIBUTES = ("Eyeglasses", "Male", "Young")
 
 
+def bound(name):
+    """The protocol, its open choices filled with zeros."""
+    protocol = Protocol.read(name)
+    return protocol.bind(dict.fromkeys(_open_fields(protocol.spec), "0" * 64))
+
+
+SPEECH, EDITING = bound("demo-speech"), bound("demo-editing")
+
+
 def speech_result(system, title, role, seed, error, media=None):
     """Errors in mm around ``error``, with a difficulty that all systems share by clip."""
-    protocol = Protocol.read("demo-speech")
     spread = np.random.default_rng([seed, len(system)])
     difficulty = np.random.default_rng(0).uniform(0.6, 1.4, len(CLIPS))
     frames = dict(zip(CLIPS, range(60, 60 + len(CLIPS)), strict=True))
@@ -42,11 +50,10 @@ def speech_result(system, title, role, seed, error, media=None):
             "per_sample": values,
             **({"weights": frames} if pooled else {}),
         }
-    return result("speech-to-mesh", system, title, role, seed, protocol, metrics, media=media)
+    return result("speech-to-mesh", system, title, role, seed, SPEECH, metrics, media=media)
 
 
 def editing_result(system, title, role, seed, identity, media=None, reaches=True):
-    protocol = Protocol.read("demo-editing")
     spread = np.random.default_rng([seed, len(system)])
     person = np.random.default_rng(1).normal(0, 0.08, len(PHOTOS))
 
@@ -82,7 +89,7 @@ def editing_result(system, title, role, seed, identity, media=None, reaches=True
         for i, attribute in enumerate(ATTRIBUTES)
         for strength in strengths
     ]
-    return result("face-editing", system, title, role, seed, protocol, metrics, curve, media)
+    return result("face-editing", system, title, role, seed, EDITING, metrics, curve, media)
 
 
 def result(task, system, title, role, seed, protocol, metrics, curve=(), media=None):
@@ -95,7 +102,7 @@ def result(task, system, title, role, seed, protocol, metrics, curve=(), media=N
         seed=seed,
         data={"name": "demo corpus", "sha256": "d" * 64},
         split="test",
-        protocol={"name": protocol.name, "id": f"{protocol.name}-0123456789ab", "spec": protocol.spec},
+        protocol={"name": protocol.name, "id": protocol.id, "spec": protocol.spec},
         metrics=metrics,
         curve=list(curve),
         costs={

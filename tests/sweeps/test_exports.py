@@ -12,6 +12,7 @@ from sweeps.exports import model_card, slug, to_csv, to_eval_results, to_latex, 
 from sweeps.leaderboard import leaderboard
 from sweeps.reported import BASES, Reported, read_reported
 from sweeps.results import read_results
+from tests.sweeps.conftest import EDITING, SPEECH
 from trainers.tasks import SystemInfo
 
 INFO = SystemInfo("voca", "VOCA", "speech-to-mesh", "Cudeiro et al., Title, CVPR", 2019, "https://x", "official code")
@@ -62,7 +63,7 @@ def test_csv_holds_every_value(results, tables):
 
 def test_markdown(tables):
     text = to_markdown(tables)
-    assert "## speech-to-mesh, demo corpus, test split, protocol demo-speech-0123456789ab" in text
+    assert f"## speech-to-mesh, demo corpus, test split, protocol {SPEECH.id}" in text
     assert "| Neutral face (floor) |" in text
     assert "Lip vertex error (mm) ↓" in text
     assert "3 seeds × 24 clips of 2 subjects" in text
@@ -130,7 +131,7 @@ def test_model_index_is_read_by_hugging_face(results, tables, tmp_path):
     lve = read["lve_l2"]
     assert lve.metric_value == pytest.approx(mean_of(results, "voca", "lve_l2"))
     assert (lve.task_type, lve.dataset_name, lve.dataset_split) == ("speech-to-mesh", "demo corpus", "test")
-    assert lve.dataset_config == "demo-speech-0123456789ab"
+    assert lve.dataset_config == SPEECH.id
     assert lve.metric_args["seeds"] == 3
 
 
@@ -138,7 +139,7 @@ def test_eval_results_are_read_by_hugging_face(results, tables):
     entries = parse_eval_result_entries(yaml.safe_load(to_eval_results("adatrans", tables)))
     read = {entry.task_id: entry for entry in entries}
     assert len(read) == len(entries) == 6
-    identity = read["demo-editing-0123456789ab/identity"]
+    identity = read[f"{EDITING.id}/identity"]
     assert identity.value == pytest.approx(mean_of(results, "adatrans", "identity"))
     assert identity.dataset_id == "demo-corpus"
     assert "3 seeds × 60 images" in identity.notes
@@ -152,7 +153,7 @@ def test_no_exporter_mixes_protocols(two_protocols):
     for part in to_latex(two_protocols).split(r"\begin{table}")[1:]:
         assert ("VOCA" in part) != ("FaceFormer" in part)
     for row in csv.DictReader(io.StringIO(to_csv(two_protocols))):
-        assert row["protocol"] == ("other-1" if row["system"] == "voca" else "demo-speech-0123456789ab")
+        assert row["protocol"] == ("other-1" if row["system"] == "voca" else SPEECH.id)
         assert row["rank"] in ("", "1")
     assert "other-1" in model_card("voca", two_protocols, None)
     assert "other-1" not in model_card("faceformer", two_protocols, None)
@@ -167,7 +168,7 @@ def test_one_system_under_two_protocols_keeps_them_apart(results, tmp_path):
     path = tmp_path / "README.md"
     path.write_text(model_card("voca", tables, None))
     (index,) = metadata_load(path)["model-index"]
-    assert [entry["dataset"]["config"] for entry in index["results"]] == ["demo-speech-0123456789ab", "other-1"]
+    assert [entry["dataset"]["config"] for entry in index["results"]] == [SPEECH.id, "other-1"]
     assert all(len(entry["metrics"]) == 7 for entry in index["results"])
 
 
@@ -177,7 +178,7 @@ def test_card_says_what_it_is(tables):
         "Cudeiro et al., Title, CVPR, 2019, <https://x>",
         "re-implemented after the official code",
         "- Data: demo corpus",
-        "`demo-speech-0123456789ab`",
+        f"`{SPEECH.id}`",
         "- Real-time factor: 40 ×",
         "- Mean motion (floor): ",
         "do not stand in for those on a paper's data",

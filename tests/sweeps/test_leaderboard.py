@@ -9,6 +9,7 @@ from datamodules.errors import UserError
 from sweeps.exports import to_markdown
 from sweeps.leaderboard import format_cost, leaderboard, print_tables, rank
 from sweeps.results import read_results
+from tests.sweeps.conftest import SPEECH
 
 
 @pytest.fixture
@@ -41,10 +42,10 @@ def test_value_is_the_mean_over_seeds(results):
 def test_other_protocols_are_not_ranked_together(results):
     speech = of_task(results, "speech-to-mesh")
     other = replace(speech[-1], protocol={**speech[-1].protocol, "id": "demo-speech-fff"})
-    with pytest.raises(UserError, match="different protocol ids: demo-speech-0123456789ab, demo-speech-fff"):
+    with pytest.raises(UserError, match=f"different protocol ids: {SPEECH.id}, demo-speech-fff"):
         rank([*speech[:-1], other])
     tables = leaderboard([*speech[:-1], other])
-    assert [table.protocol["id"] for table in tables] == ["demo-speech-0123456789ab", "demo-speech-fff"]
+    assert [table.protocol["id"] for table in tables] == [SPEECH.id, "demo-speech-fff"]
     with pytest.raises(UserError, match="different data sets"):
         rank([*speech[:-1], replace(speech[-1], data={"name": "mine", "sha256": "x"})])
     with pytest.raises(UserError, match="different splits"):

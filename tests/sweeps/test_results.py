@@ -42,6 +42,10 @@ def test_add_starts_a_file(results_file, tmp_path):
         ({"smell": 1}, r"line 2: field 'smell' is not known"),
         ({"data": {"name": "x"}}, r"line 2, data: field 'sha256' is missing"),
         ({"protocol": {"name": "x", "id": "y", "spec": 1}}, r"line 2, protocol: field 'spec'"),
+        (
+            {"protocol": {"name": "x", "id": "x-123456789abc", "spec": {"fps": 30}}},
+            r"line 2: protocol.id is 'x-123456789abc', but protocol.spec names other choices",
+        ),
         ({"metrics": {"mve": {"value": 1.0}}}, r"line 2, metrics.mve: field 'unit' is missing"),
         ({"media": {"videos": [{"key": "a", "file": 1}]}}, r"line 2, media.videos: field 'file' is 1"),
         (
