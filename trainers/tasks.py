@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import pad_sequence
@@ -33,6 +34,10 @@ Condition = Literal["subject", "emotion", "intensity", "transcript", "words", "p
 Task = Literal["text-to-face", "face-editing", "speech-to-mesh", "mesh-retargeting"]
 # Levels of an emotion, as in MEAD.
 INTENSITIES = 3
+# The feature column of speech states that :meth:`SpeechToMesh.predictions` computes.
+HEARD = "heard"
+# Bytes of a frozen encoder's states that training keeps in memory.
+KEPT_STATES = 4 << 30
 # Seconds of a person that a system can adapt to.
 SHORTEST_REFERENCE = 1.0
 
@@ -173,7 +178,8 @@ class SpeechToMesh(System):
         encoder: backbone specification of the speech encoder.
         alignment: how its states meet frames, see :data:`trainers.nets.speech_encoder.Alignment`.
         train_encoder: which part of it is trained, see :data:`trainers.nets.speech_encoder.TrainedPart`. A frozen
-            encoder's states are computed once for a training clip, or read from a feature column of the data.
+            encoder's states are computed once for a training clip, as far as memory goes, or read from a feature
+            column of the data.
         unseen: whose style stands in for a speaker never seen: ``fixed:k``, the k-th training subject's;
             ``all-mean`` or ``best``, everybody's: a clip then has a prediction for each, and the protocol takes the
             mean of their errors, or the best one's.
@@ -227,6 +233,7 @@ class SpeechToMesh(System):
         self._encoder_spec = encoder
         self._column: str | None = None
         self._states: dict[str, Tensor] = {}
+        self._kept_bytes = 0
 
     @property
     def frame_rate(self) -> float | None:
@@ -292,15 +299,24 @@ class SpeechToMesh(System):
         Returns:
             (B, N, D), undefined where padded, and how many of each clip are real, (B,) int64.
         """
-        if self._column in batch.features:
-            return batch.features[self._column], batch.feature_lengths[self._column]
+        for column in (HEARD, self._column):
+            if column in batch.features:
+                return batch.features[column], batch.feature_lengths[column]
         if not self.training or self.train_encoder != "none":
             return self.encoder(batch.audio, batch.audio_lengths, self.alignment, batch.lengths)
         if not all(key in self._states for key in batch.key):
             with torch.no_grad():
                 states, lengths = self.encoder(batch.audio, batch.audio_lengths, self.alignment, batch.lengths)
+            if self._kept_bytes > KEPT_STATES:
+                return states, lengths
             for key, clip, length in zip(batch.key, states, lengths.tolist(), strict=True):
-                self._states[key] = clip[:length].cpu()
+                self._states[key] = clip[:length].cpu().clone()
+                self._kept_bytes += self._states[key].nbytes
+            if self._kept_bytes > KEPT_STATES:
+                rank_zero_warn(
+                    f"{self.info.title}: states of the frozen speech encoder fill {KEPT_STATES >> 30} GiB; those of "
+                    "further clips are computed in every epoch. Compute all once with 'facebench data features'"
+                )
         clips = [self._states[key].to(self.device) for key in batch.key]
         lengths = torch.tensor([len(clip) for clip in clips], device=self.device)
         return pad_sequence(clips, batch_first=True), lengths
@@ -425,6 +441,13 @@ class SpeechToMesh(System):
         Returns:
             (S, B, T, ...).
         """
+        # The encoder hears a clip once, however many predictions there are of it.
+        states, lengths = self.encode(batch)
+        batch = replace(
+            batch,
+            features={**batch.features, HEARD: states},
+            feature_lengths={**batch.feature_lengths, HEARD: lengths},
+        )
         if not self.every_style:
             return torch.stack([self._drawn(batch, function, number) for number in range(self.samples)])
         styles = (torch.full_like(batch.subject_index, number) for number in range(len(self.subjects)))

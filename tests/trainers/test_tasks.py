@@ -5,6 +5,7 @@ from torch import nn
 from datamodules.batches import SpeechBatch
 from datamodules.errors import UserError
 from datamodules.speech import SpeechDataModule
+from trainers.nets.speech_encoder import SpeechEncoder
 from trainers.speech.voca import VOCA
 from trainers.tasks import System, SystemInfo, load_system, registry
 
@@ -124,6 +125,43 @@ def test_a_policy_for_all_styles_predicts_each(voca_in_style, policy: str) -> No
     key = batch.key[0]
     assert predicted[key].shape == (2, int(batch.lengths[0]), 12, 3)
     assert not torch.allclose(predicted[key][0], predicted[key][1])
+
+
+@pytest.fixture
+def heard(monkeypatch) -> list[int]:
+    """Sizes of the batches that a speech encoder hears."""
+    sizes: list[int] = []
+    forward = SpeechEncoder.forward
+
+    def counting(self, audio, *args):
+        sizes.append(len(audio))
+        return forward(self, audio, *args)
+
+    monkeypatch.setattr(SpeechEncoder, "forward", counting)
+    return sizes
+
+
+def test_all_predictions_of_a_clip_hear_it_once(voca_in_style, heard) -> None:
+    system, batch = voca_in_style("best")
+    system.predict_step(batch, 0)
+    assert heard == [len(batch)]
+
+
+def test_states_of_a_frozen_encoder_are_kept_up_to_a_limit(voca_in_style, heard, monkeypatch) -> None:
+    system, batch = voca_in_style("fixed:0")
+    system.train()
+    first = system.encode(batch)
+    torch.testing.assert_close(system.encode(batch), first)
+    assert heard == [3]
+    monkeypatch.setattr("trainers.tasks.KEPT_STATES", system._kept_bytes)
+    one, two = batch.clip(0), batch.clip(1)
+    one.key, two.key = ["new"], ["newer"]
+    with pytest.warns(UserWarning, match="facebench data features"):
+        system.encode(one)
+    for _ in range(2):
+        states, lengths = system.encode(two)
+        torch.testing.assert_close(states[0, : lengths[0]], first[0][1, : lengths[0]])
+    assert heard == [3, 1, 1, 1]
 
 
 def test_strange_policies_are_refused(speech_backbone) -> None:
