@@ -126,6 +126,23 @@ def write_obj_frames(folder: Path, vertices: Floats, triangles: NDArray[np.integ
         write_atomic(folder / f"frame-{t:05d}.obj", (points + faces).encode())
 
 
+def arkit_names(path: Path, controls: Sequence[str]) -> list[str]:
+    """Controls in the spelling of Live Link Face.
+
+    Args:
+        path: of the file that is to hold them.
+        controls: names, in ARKit's spelling or with another first letter.
+
+    Raises:
+        UserError: one is not ARKit's.
+    """
+    names = [control[0].upper() + control[1:] for control in controls]
+    for control, name in zip(controls, names, strict=True):
+        if name not in ARKIT:
+            raise UserError(f"{path}: '{control}' is not one of ARKit's 52 blendshapes; write a .npy instead")
+    return names
+
+
 def write_arkit_csv(
     path: Path, controls: Sequence[str], weights: Floats, fps: float, pose: Floats | None = None
 ) -> None:
@@ -135,23 +152,23 @@ def write_arkit_csv(
         path: ends in .csv.
         controls: C names, in ARKit's spelling or with another first letter; ``EyeBlinkLeft`` and ``eyeBlinkLeft`` are
             the same.
-        weights: (T, C) in [0, 1].
+        weights: (T, C); what lies outside [0, 1], the range of a blendshape, is cut.
         fps: frames per second.
         pose: (T, 3) rotation of the head in radians around x, y and z; by default none.
 
     Raises:
         UserError: the controls are not ARKit's.
     """
-    names = [control[0].upper() + control[1:] for control in controls]
-    strange = sorted(set(names) - set(ARKIT))
-    if strange:
-        raise UserError(f"{path}: '{strange[0]}' is not one of ARKit's 52 blendshapes; write a .glb instead")
-    columns = {name: weights[:, i] for i, name in enumerate(names)}
+    columns = dict(zip(arkit_names(path, controls), np.clip(weights, 0, 1).T, strict=True))
     pitch, yaw, roll = (np.zeros((3, len(weights))) if pose is None else np.asarray(pose).T)[:3]
     columns |= {"HeadYaw": yaw, "HeadPitch": pitch, "HeadRoll": roll}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    header = [*ARKIT, "HeadYaw", "HeadPitch", "HeadRoll"]
+    # How the eyes turn stands in blendshapes already; their angles stay 0.
+    header = [
+        *ARKIT,
+        *(f"{part}{turn}" for part in ("Head", "LeftEye", "RightEye") for turn in ("Yaw", "Pitch", "Roll")),
+    ]
     writer.writerow(["Timecode", "BlendShapeCount", *header])
     for t in range(len(weights)):
         seconds, frame = divmod(t, round(fps))

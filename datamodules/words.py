@@ -2,6 +2,7 @@
 
 import csv
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,25 @@ def spread_words(transcript: str, seconds: float) -> list[Word]:
     words = transcript.split()
     edges = np.linspace(0.0, seconds, len(words) + 1).tolist()
     return list(zip(words, edges[:-1], edges[1:], strict=True))
+
+
+def timed_words(timed: list[Word], transcript: str, seconds: float) -> list[Word]:
+    """Words with their times, written as in the transcript where that has as many.
+
+    Without times they are spread evenly, and a warning says so.
+
+    Args:
+        timed: words with their times; none where not known.
+        transcript: what is said, with its punctuation.
+        seconds: how long the sound lasts.
+    """
+    if not timed:
+        warnings.warn("transcript without word times: its words are spread evenly over the clip", stacklevel=2)
+        return spread_words(transcript, seconds)
+    written = transcript.split()
+    if len(timed) != len(written):
+        return timed
+    return [(word, start, end) for word, (_, start, end) in zip(written, timed, strict=True)]
 
 
 def words_within(words: list[Word], start: float, end: float) -> list[Word]:

@@ -63,7 +63,7 @@ def animate(
     import numpy as np
     import torch
 
-    from datamodules.animation_files import morph_targets, write_arkit_csv, write_glb, write_obj_frames
+    from datamodules.animation_files import arkit_names, morph_targets, write_arkit_csv, write_glb, write_obj_frames
     from datamodules.audio import SAMPLE_RATE, read_audio
     from datamodules.draw import drawer, mesh_drawer
     from datamodules.errors import UserError
@@ -89,6 +89,8 @@ def animate(
         )
     if controls is not None and controls.suffix not in (".csv", ".npy"):
         raise UserError(f"--controls {controls}: expected a name that ends in .csv or .npy")
+    if controls is not None and controls.suffix == ".csv" and isinstance(system, SpeechToRig):
+        arkit_names(controls, system.rig.controls)
     meshless = not system.num_vertices
     if meshless and (controls is None or mesh is not None or template is not None):
         raise UserError(
@@ -133,8 +135,10 @@ def animate(
             raise UserError(
                 f"--data {data}: meshes of {module.num_vertices} vertices, so no reference for {checkpoint}"
             )
-        system = system.adapt(reference_of(module, reference))
-    if style is None and subject in system.subjects:
+        if isinstance(system, SpeechToRig):
+            system.check_controls(module)
+        system = system.adapt(reference_of(system, module, reference))
+    if style is None and not reference and subject in system.subjects:
         given = replace(given, subject=subject)
     motion = move(system, request(system, audio.stem, samples, neutral, module.fps, given), module.fps, chunk)
 

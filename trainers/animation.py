@@ -13,7 +13,7 @@ from torch import Tensor
 from datamodules.batches import SpeechBatch
 from datamodules.errors import UserError
 from datamodules.speech import SpeechDataModule
-from datamodules.words import Word, spread_words
+from datamodules.words import Word, timed_words
 from trainers.measuring import joined
 from trainers.nets.speech_encoder import SAMPLE_RATE
 from trainers.tasks import Condition, SpeechToMesh, SpeechToRig
@@ -61,7 +61,7 @@ class Motion:
 
 
 def check_conditions(system: SpeechToMesh, given: Conditions, reference: bool = False) -> None:
-    """Refuses what the system does not take or does not know.
+    """Refuses what the system does not take or does not know, and what would go unheard beside something else.
 
     Raises:
         UserError: names the option.
@@ -100,6 +100,12 @@ def check_conditions(system: SpeechToMesh, given: Conditions, reference: bool = 
         )
     if given.intensity not in (None, 0, 1, 2):
         raise UserError(f"--intensity {given.intensity}: expected 0, 1 or 2")
+    if given.intensity and given.emotion is None:
+        raise UserError(f"--intensity {given.intensity}: of which --emotion? one of {', '.join(system.emotions)}")
+    if given.prompt is not None and given.prompt_image is not None:
+        raise UserError("--prompt_image: an expression comes from a picture or from --prompt; leave one out")
+    if given.subject is not None and reference:
+        raise UserError("--style: the style comes from --reference; leave one out")
 
 
 def request(
@@ -116,12 +122,21 @@ def request(
         given: what goes with it, checked by :func:`check_conditions`. Without an emotion it is neutral, at intensity 0.
 
     Raises:
-        UserError: a picture that cannot be read.
+        UserError: a picture that cannot be read, words after the end of the sound, or no style where the system has
+            no single one for a stranger.
     """
     frames = max(1, round(len(audio) / SAMPLE_RATE * fps))
     subject = given.subject
     emotion = given.emotion or (NEUTRAL if system.emotions else None)
-    words = given.words or []
+    if subject is None and system.every_style and "subject" in system.conditions:
+        raise UserError(
+            f"--style: this {system.info.title} has no single style for a stranger (unseen: {system.unseen}); name one "
+            f"of {', '.join(system.subjects)}"
+        )
+    words, seconds = given.words or [], len(audio) / SAMPLE_RATE
+    for word, start, _ in words:
+        if start >= seconds:
+            raise UserError(f"--words: '{word}' begins at {start:g} s, but the recording ends at {seconds:.1f} s")
     controls = len(system.rig.controls) if isinstance(system, SpeechToRig) else 0
     return SpeechBatch(
         key=[name],
@@ -157,8 +172,8 @@ def read_image(path: Path) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
 
 
-def reference_of(data: SpeechDataModule, keys: list[str]) -> SpeechBatch:
-    """Clips of one subject by their keys, from any split, with their motion.
+def reference_of(system: SpeechToMesh, data: SpeechDataModule, keys: list[str]) -> SpeechBatch:
+    """Clips of one subject by their keys, from any split, with their motion; the system's training subjects numbered.
 
     Raises:
         UserError: a key that the data does not have, or clips of several subjects.
@@ -178,7 +193,10 @@ def reference_of(data: SpeechDataModule, keys: list[str]) -> SpeechBatch:
     subjects = {clip.subject[0] for clip in found.values()}
     if len(subjects) > 1:
         raise UserError(f"--reference: clips of {' and '.join(sorted(subjects))}, expected those of one person")
-    return joined([found[key] for key in keys])
+    reference = joined([found[key] for key in keys])
+    numbers = {name: number for number, name in enumerate(system.subjects)}
+    reference.subject_index = torch.tensor([numbers.get(name, -1) for name in reference.subject])
+    return reference
 
 
 @torch.inference_mode()
@@ -192,9 +210,9 @@ def move(system: SpeechToMesh, clip: SpeechBatch, fps: float, seconds: float = 6
         seconds: length of a piece; a shorter clip is animated whole.
         overlap: of two pieces, in seconds.
     """
-    if clip.transcript[0].strip() and not clip.words[0] and int(clip.lengths[0]) > round(seconds * fps):
+    if clip.transcript[0].strip() and int(clip.lengths[0]) > round(seconds * fps):
         # Each piece must get its own share of the text.
-        clip = replace(clip, words=[spread_words(clip.transcript[0], int(clip.lengths[0]) / fps)])
+        clip = replace(clip, words=[timed_words(clip.words[0], clip.transcript[0], int(clip.lengths[0]) / fps)])
     controls = None
     if isinstance(system, SpeechToRig):
         controls = in_pieces(system.control, clip, fps, seconds, overlap)

@@ -504,17 +504,30 @@ class SpeechToRig(SpeechToMesh):
         """
         super().setup(stage)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data.manifest.fields["controls"] != self.rig.controls:
-            raise UserError(
-                f"model.rig: {len(self.rig.controls)} controls ({', '.join(self.rig.controls[:3])} ...), but "
-                f"{data.root} has {len(data.manifest.fields['controls'])}; name the rig that made the data"
-            )
+        self.check_controls(data)
         moved = 0 if self.rig.offsets is None else self.rig.offsets.shape[1]
         if self.num_vertices and moved != self.num_vertices:
             raise UserError(
                 f"model.rig: moves {moved} vertices, but {data.root} holds meshes of {self.num_vertices}; name the rig "
                 "of these meshes, or build the data without meshes"
             )
+
+    def check_controls(self, data: SpeechDataModule) -> None:
+        """Compares the names of the data's controls with the rig's.
+
+        Raises:
+            UserError: names the first that differs.
+        """
+        found, expected = data.manifest.fields["controls"], self.rig.controls
+        if len(found) != len(expected):
+            raise UserError(
+                f"model.rig: {len(expected)} controls, but {data.root} has {len(found)}; name the data's rig"
+            )
+        for number, (there, here) in enumerate(zip(found, expected, strict=True)):
+            if there != here:
+                raise UserError(
+                    f"model.rig: control {number} is '{here}', but '{there}' in {data.root}; name the data's rig"
+                )
 
     def predict_step(self, batch: SpeechBatch, batch_idx: int) -> dict[str, Tensor]:
         """As :meth:`SpeechToMesh.predict_step`, and ``key.controls`` -> (T, C) or (S, T, C)."""

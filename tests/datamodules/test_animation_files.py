@@ -64,7 +64,7 @@ def test_each_frame_is_an_obj(tmp_path) -> None:
 def test_curves_of_the_demo_head_are_arkits(tmp_path) -> None:
     units = Head.load().units
     assert {unit[0].upper() + unit[1:] for unit in units} == set(ARKIT)
-    weights = np.random.default_rng(0).random((65, 52)).astype(np.float32)
+    weights = np.random.default_rng(0).normal(0.5, 0.5, (65, 52)).astype(np.float32)
     pose = np.full((65, 3), [0.1, 0.2, 0.3])
     write_arkit_csv(tmp_path / "a.csv", units, weights, 30, pose)
     with (tmp_path / "a.csv").open() as file:
@@ -72,8 +72,9 @@ def test_curves_of_the_demo_head_are_arkits(tmp_path) -> None:
     assert len(rows) == 65
     for unit in ("jawOpen", "browInnerUp"):
         column = [float(row[unit[0].upper() + unit[1:]]) for row in rows]
-        np.testing.assert_allclose(column, weights[:, units.index(unit)], atol=1e-6)
+        np.testing.assert_allclose(column, weights[:, units.index(unit)].clip(0, 1), atol=1e-6)
+    assert {int(row["BlendShapeCount"]) for row in rows} == {len(rows[0]) - 2} == {61}
     assert rows[64]["Timecode"] == "00:00:02:04.000"
     assert [float(rows[0][name]) for name in ("HeadPitch", "HeadYaw", "HeadRoll")] == [0.1, 0.2, 0.3]
-    with pytest.raises(UserError, match="'Exp001' is not one of ARKit's 52"):
+    with pytest.raises(UserError, match="'exp001' is not one of ARKit's 52"):
         write_arkit_csv(tmp_path / "b.csv", ["exp001"], weights[:, :1], 30)

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,12 +43,21 @@ def test_a_piece_without_words_is_silent_and_not_unknown(system) -> None:
 
 
 def test_each_piece_of_a_long_recording_gets_its_share_of_the_transcript(system) -> None:
-    clip = replace(clip_of(system, 6), words=[[]], transcript=["one two three"])
+    clip = replace(clip_of(system, 6), words=[[]], transcript=["One, two three!"])
+    heard = []
+    system.animate = lambda part: heard.append(part) or part.vertices
+    with pytest.warns(UserWarning, match="spread evenly"):
+        move(system, clip, FPS, seconds=2.5, overlap=0.5)
+    assert [part.transcript[0] for part in heard] == ["One, two", "two three!", "three!"]
+    assert heard[0].words == [[("One,", 0.0, 2.0), ("two", 2.0, 2.5)]]
+
+
+def test_pieces_keep_the_marks_of_the_transcript(system) -> None:
+    clip = replace(clip_of(system, 6), transcript=["A? B!"])
     heard = []
     system.animate = lambda part: heard.append(part) or part.vertices
     move(system, clip, FPS, seconds=2.5, overlap=0.5)
-    assert [part.transcript[0] for part in heard] == ["one two", "two three", "three"]
-    assert heard[0].words == [[("one", 0.0, 2.0), ("two", 2.0, 2.5)]]
+    assert heard[0].words == [[("A?", 0.0, 0.5), ("B!", 0.5, 1.5)]]
 
 
 @pytest.mark.parametrize("seconds", [1.0, 2.0, 2.1, 3.7, 9.0])
@@ -91,6 +101,28 @@ def test_conditions_that_are_not_taken_or_known_are_refused(system) -> None:
         check_conditions(system, Conditions(emotion="bored"))
     with pytest.raises(UserError, match="--intensity 3: expected 0, 1 or 2"):
         check_conditions(system, Conditions(intensity=3))
+    with pytest.raises(UserError, match=r"--intensity 2: of which --emotion\? one of neutral, happy"):
+        check_conditions(system, Conditions(intensity=2))
+    system.conditions = ("subject", "prompt", "prompt image", "reference")
+    with pytest.raises(UserError, match=r"--prompt_image: .* leave one out"):
+        check_conditions(system, Conditions(prompt="gently", prompt_image=Path("smile.png")))
+    with pytest.raises(UserError, match="--style: the style comes from --reference; leave one out"):
+        check_conditions(system, Conditions(subject="anna"), reference=True)
+
+
+def test_a_stranger_needs_a_style_where_the_system_has_no_single_one(system) -> None:
+    system.unseen, system.every_style = "all-mean", True
+    sound = np.zeros(RATE, np.float32)
+    with pytest.raises(UserError, match=r"--style: .* no single style .*all-mean.*; name one of anna, bert"):
+        request(system, "talk", sound, torch.zeros(12, 3), FPS, Conditions())
+    clip = request(system, "talk", sound, torch.zeros(12, 3), FPS, Conditions(subject="bert"))
+    assert clip.subject_index.tolist() == [1]
+
+
+def test_words_after_the_end_of_the_sound_are_refused(system) -> None:
+    words = [("soon", 0.2, 0.4), ("late", 1.5, 2.0)]
+    with pytest.raises(UserError, match=r"--words: 'late' begins at 1.5 s, but the recording ends at 1.0 s"):
+        request(system, "talk", np.zeros(RATE, np.float32), torch.zeros(12, 3), FPS, Conditions(words=words))
 
 
 def test_a_request_without_conditions_is_neutral_and_of_nobody(system) -> None:
@@ -107,7 +139,7 @@ def test_pictures(tmp_path) -> None:
         read_image(tmp_path / "text.png")
 
 
-def test_references_are_found_by_key_in_any_split(talking_root) -> None:
+def test_references_are_found_by_key_in_any_split(system, talking_root) -> None:
     data = SpeechDataModule(str(talking_root), batch_size=2)
     whole = {
         key: batch.clip(i)
@@ -116,14 +148,17 @@ def test_references_are_found_by_key_in_any_split(talking_root) -> None:
         for i, key in enumerate(batch.key)
     }
     keys = [key for key in whole if key.startswith("anna")][:2]
-    reference = reference_of(data, keys[::-1])
+    reference = reference_of(system, data, keys[::-1])
     assert reference.key == keys[::-1]
     assert torch.equal(reference.clip(1).vertices, whole[keys[0]].vertices)
+    assert reference.subject_index.tolist() == [0, 0]
+    system.subjects = ["bert", "carl"]
+    assert reference_of(system, data, keys).subject_index.tolist() == [-1, -1]
     with pytest.raises(UserError, match=r"--reference nobody: .* no clip of this key"):
-        reference_of(data, [keys[0], "nobody"])
+        reference_of(system, data, [keys[0], "nobody"])
     other = next(key for key in whole if not key.startswith("anna"))
     with pytest.raises(UserError, match="expected those of one person"):
-        reference_of(data, [keys[0], other])
+        reference_of(system, data, [keys[0], other])
 
 
 def test_features_of_the_whole_clip_do_not_reach_its_pieces(system) -> None:

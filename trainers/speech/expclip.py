@@ -168,8 +168,9 @@ class ExpCLIP(Staged, SpeechToRig):
         data = PromptDataModule(self.prompts, batch_size=1)
         if data.controls != self.rig.controls:
             raise UserError(
-                f"model.prompts: {data.root} has {len(data.controls)} controls ({', '.join(data.controls[:3])} ...), "
-                f"but the rig has {len(self.rig.controls)}; name prompts made for this rig"
+                f"model.prompts: {data.root} has other controls ({len(data.controls)}: {', '.join(data.controls[:3])} "
+                f"...) than model.rig ({len(self.rig.controls)}: {', '.join(self.rig.controls[:3])} ...), or another "
+                "order of them; name prompts made for this rig"
             )
         return data.whole(split)
 

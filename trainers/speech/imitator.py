@@ -171,6 +171,7 @@ class Imitator(SpeechToMesh):
                     optimizer.step()
         code = motion.style(style[:1]).detach()
         motion.style.weight.data.copy_(code.T.expand_as(motion.style.weight))
+        adapted.every_style = False
         return adapted.requires_grad_(False)
 
     def measurements(self, data: SpeechDataModule) -> dict[str, dict[str, float]]:

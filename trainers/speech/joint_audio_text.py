@@ -24,7 +24,6 @@ combination with acoustic features. What follows is ours:
   spread over the clip, each word as long as any other, and a warning says so; a clip without transcript is refused.
 """
 
-import warnings
 from typing import Literal
 
 import torch
@@ -34,7 +33,7 @@ from torch.nn.functional import layer_norm, pad
 from datamodules.batches import SpeechBatch
 from datamodules.errors import UserError
 from datamodules.speech import SpeechDataModule
-from datamodules.words import Word, spread_words, words_at_frames
+from datamodules.words import Word, timed_words, words_at_frames
 from trainers import backbones
 from trainers.measuring import SPLIT, clip_errors
 from trainers.nets.audio_windows import WindowEncoder
@@ -224,20 +223,15 @@ class JointAudioText(SpeechToMesh):
 
     def words(self, batch: SpeechBatch, i: int) -> list[Word]:
         """Words of a clip with their times; with the transcript's punctuation where it has as many words."""
-        timed, written = batch.words[i], batch.transcript[i].split()
-        if not timed and not written and batch.transcript[i]:
+        timed, transcript = batch.words[i], batch.transcript[i]
+        if not timed and transcript and not transcript.strip():
             return []  # a blank: known to be silent
-        if not timed and not written:
+        if not timed and not transcript:
             raise UserError(
                 f"clip '{batch.key[i]}': neither transcript nor words, but {self.info.title} reads what is said; give "
                 "a transcript or, better, a file of word times"
             )
-        if not timed:
-            warnings.warn("transcript without word times: its words are spread evenly over the clip", stacklevel=2)
-            return spread_words(batch.transcript[i], int(batch.lengths[i]) / self.fps)
-        if len(timed) != len(written):
-            return timed
-        return [(word, start, end) for word, (_, start, end) in zip(written, timed, strict=True)]
+        return timed_words(timed, transcript, int(batch.lengths[i]) / self.fps)
 
 
 class Fusion(nn.Module):

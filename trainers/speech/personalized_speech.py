@@ -217,6 +217,7 @@ class PersonalizedSpeech(SpeechToRig):
         with torch.no_grad():
             styles, _ = adapted.expression_encoder(reference.weights, reference.frame_mask)
         adapted.styles.copy_(styles.mean(0).expand_as(adapted.styles))
+        adapted.every_style = False
         return adapted
 
     @torch.no_grad()

@@ -204,10 +204,10 @@ def test_the_scheduled_past_goes_from_true_to_predicted(speech_backbone, monkeyp
     model = system(speech_backbone, past="scheduled").eval()
     torch.nn.init.normal_(model.decoder.vertex_decoder.weight, std=0.1)
     states, style, target = torch.randn(2, 200, 16), torch.eye(2), torch.randn(2, 200, 36)
-    monkeypatch.setattr(FaceFormer, "trainer", SimpleNamespace(max_epochs=5))
+    monkeypatch.setattr(FaceFormer, "trainer", SimpleNamespace(estimated_stepping_batches=40))
 
-    def share_of_truth(epoch: int) -> float:
-        monkeypatch.setattr(FaceFormer, "current_epoch", epoch)
+    def share_of_truth(step: int) -> float:
+        monkeypatch.setattr(FaceFormer, "global_step", step)
         past = model.mixed_past(states, style, target)
         true = (past == target).all(-1)
         predicted = model.decoder.teacher_forced(states, style, target)
@@ -215,5 +215,5 @@ def test_the_scheduled_past_goes_from_true_to_predicted(speech_backbone, monkeyp
         return true.float().mean().item()
 
     assert share_of_truth(0) == 1
-    assert share_of_truth(4) == 0
-    assert 0.4 < share_of_truth(2) < 0.6
+    assert share_of_truth(40) == 0
+    assert 0.4 < share_of_truth(20) < 0.6

@@ -37,6 +37,17 @@ def system(speech_backbone, tmp_path) -> PersonalizedSpeech:
     return model.eval()
 
 
+def test_data_of_other_controls_is_refused(system, talking_root) -> None:
+    data = SpeechDataModule(str(talking_root), batch_size=1)
+    system.check_controls(data)
+    data.manifest.fields["controls"] = ["close", "open"]
+    with pytest.raises(UserError, match=r"model\.rig: control 0 is 'open', but 'close' in .*; name the data's rig"):
+        system.check_controls(data)
+    data.manifest.fields["controls"] = ["open"]
+    with pytest.raises(UserError, match=r"model\.rig: 2 controls, but .* has 1"):
+        system.check_controls(data)
+
+
 def test_a_layer_begins_as_the_plain_pre_norm_layer() -> None:
     torch.manual_seed(0)
     ours = StyledLayer(style_dim=3, dim=8, heads=2, dropout=0.0)
