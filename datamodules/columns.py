@@ -104,7 +104,10 @@ def read_columns(manifest: Manifest) -> dict[str, Column]:
     if isinstance(path, Path) and not path.is_file():
         return {}
     try:
-        raw = json.loads(path.read_text() if isinstance(path, Path) else remote.read_file(path))
+        text = path.read_text() if isinstance(path, Path) else remote.read_json(path)
+        if text is None:
+            return {}
+        raw = json.loads(text)
         if raw["schema"] != SCHEMA:
             raise UserError(f"{path}: schema {raw['schema']}, expected {SCHEMA}; make the columns again")
         columns = {
@@ -114,6 +117,11 @@ def read_columns(manifest: Manifest) -> dict[str, Column]:
         for tar in (tar for column in columns.values() for tar in column.tars):
             if not is_inside(tar.file) or "/" in tar.file:
                 raise UserError(f"{path}: '{tar.file}' is not a file of this folder; the list is damaged or forged")
+            if not remote.is_sha256(tar.sha256) or type(tar.bytes) is not int or tar.bytes < 0:
+                raise UserError(
+                    f"{path}: {tar.file} has sha256 '{tar.sha256}' and {tar.bytes!r} bytes, expected 64 hexadecimal "
+                    "digits and a size; the list is damaged or forged"
+                )
         return columns
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error!r}); delete it and make the columns again") from error
@@ -133,7 +141,7 @@ def select_columns(manifests: list[Manifest], names: list[str]) -> dict[str, Col
             if name not in known:
                 listed = ", ".join(known) or "none"
                 raise UserError(
-                    f"data.columns: {manifest.root} has no column '{name}' (columns: {listed}); "
+                    f"data.columns: {manifest.place} has no column '{name}' (columns: {listed}); "
                     "make it with 'facebench data features'"
                 )
             column = known[name]
@@ -142,7 +150,7 @@ def select_columns(manifests: list[Manifest], names: list[str]) -> dict[str, Col
             first = selected.setdefault(name, column)
             if _identity(first) != _identity(column):
                 raise UserError(
-                    f"data.columns: column '{name}' of {manifest.root} is another than that of {manifests[0].root} "
+                    f"data.columns: column '{name}' of {manifest.place} is another than that of {manifests[0].place} "
                     f"({_difference(first, column)}); make one of them again"
                 )
             if first is not column:

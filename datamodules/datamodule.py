@@ -38,7 +38,7 @@ class ShardDataModule(pl.LightningDataModule):
         columns: feature columns to give with each batch, as made by ``facebench data features``.
         frames_per_batch: instead of ``batch_size``, a bound on a batch's frames with padding.
         on_bad_sample: ``error``, or ``skip`` a sample that is damaged or does not decode and count it.
-        max_bad_share: share of an epoch's samples that may be skipped.
+        max_bad_share: share of the split's samples that each rank may skip in an epoch.
 
     Raises:
         UserError: the folder is missing, unfinished, or of another kind, a column is missing or stale, or the data

@@ -41,4 +41,4 @@ def read_sample(data: ShardDataModule, reader: ShardReader, number: int) -> dict
         raise
     except Exception as error:
         what = str(error) if isinstance(error, BadSample) else f"not decodable ({type(error).__name__}: {error})"
-        raise UserError(f"{reader.path}: sample '{key}': {what}; copy the shard again or rebuild it") from error
+        raise UserError(f"{reader.place}: sample '{key}': {what}; copy the shard again or rebuild it") from error

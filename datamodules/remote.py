@@ -9,13 +9,15 @@ the machine and not of a run: ``FACEBENCH_CACHE`` (a folder, by default ``~/.cac
     shards/<sha256>.tar         named by its content, so that data sets share and a rebuilt one is fetched anew
     locks/                      one process fetches, the others on the machine wait for it
 
-Nothing is used before its checksum was verified, and a reader never sees half a file. The shards that were not used
-for longest make room for new ones.
+Nothing is used before its checksum was verified, and a reader never sees half a file. A copy that was damaged later is
+fetched once more. The shards that were not used for longest make room for new ones.
 """
 
 import fcntl
 import hashlib
+import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,19 +69,23 @@ def fetch_manifest(url: str) -> Path:
     Raises:
         UserError: it cannot be fetched.
     """
-    contents = _persistently(f"{url}/manifest.json", _read)
+    contents = _persistently(f"{url}/manifest.json", _read_json)
     folder = cache_folder() / "manifests" / hashlib.sha256(contents).hexdigest()
-    _write(folder / "manifest.json", contents)
+    with _usable_cache():
+        _write(folder / "manifest.json", contents)
     return folder
 
 
-def read_file(url: str) -> bytes:
-    """Fetches a small file, always anew.
+def read_json(url: str) -> bytes | None:
+    """Fetches a small JSON file, always anew; None where there is none.
 
     Raises:
         UserError: it cannot be fetched.
     """
-    return _persistently(url, _read)
+    try:
+        return _persistently(url, _read_json)
+    except _MissingError:
+        return None
 
 
 def fetch_file(url: str, path: Path, sha256: str) -> None:
@@ -94,25 +100,51 @@ def fetch_file(url: str, path: Path, sha256: str) -> None:
         _expect(sha256, hashlib.sha256(contents).hexdigest())
         return contents
 
-    if not path.is_file():
-        _write(path, _persistently(url, read))
+    with _usable_cache():
+        if not path.is_file():
+            _write(path, _persistently(url, read))
 
 
 def fetch_shard(url: str, sha256: str, size: int) -> Path:
-    """The cached copy of a shard; fetches it where there is none.
+    """The cached copy of a shard; fetches it where there is none of that size.
 
     Raises:
-        UserError: it cannot be fetched, arrives with another size or checksum, or is larger than the cache.
+        UserError: it cannot be fetched, arrives with another size or checksum, or is larger than the cache; a checksum
+            that is none, and so no name of a file; a cache that cannot be written.
     """
+    if not is_sha256(sha256):
+        raise UserError(f"{url}: sha256 '{sha256}', expected 64 hexadecimal digits; the manifest is damaged or forged")
     path = cache_folder() / "shards" / f"{sha256}.tar"
-    if not path.is_file():
-        with _locked(sha256[:2]):
-            if not path.is_file():
-                partial = _make_room(path, size)
-                _persistently(url, lambda file: _copy(file, partial, sha256, size))
-                partial.replace(path)
-    os.utime(path)  # the time of last use
+    with _usable_cache():
+        if not _is_cached(path, size):
+            with _locked(sha256[:2]):
+                if not _is_cached(path, size):
+                    partial = _make_room(path, size)
+                    _persistently(url, lambda file: _copy(file, partial, sha256, size))
+                    partial.replace(path)
     return path
+
+
+def forget_shard(sha256: str) -> None:
+    """Deletes the cached copy of a shard, which turned out to be damaged."""
+    with _usable_cache():
+        (cache_folder() / "shards" / f"{sha256}.tar").unlink(missing_ok=True)
+
+
+def is_sha256(text: object) -> bool:
+    """Whether this is a SHA-256 as it stands in manifests, 64 hexadecimal digits."""
+    return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
+
+
+def _is_cached(path: Path, size: int) -> bool:
+    """Whether the whole file is there; notes the time, as that of its last use."""
+    try:
+        if path.stat().st_size != size:
+            return False
+        os.utime(path)
+    except FileNotFoundError:  # never fetched, or deleted by another process for want of room
+        return False
+    return True
 
 
 def _copy(file: IO[bytes], partial: Path, sha256: str, size: int) -> None:
@@ -123,7 +155,8 @@ def _copy(file: IO[bytes], partial: Path, sha256: str, size: int) -> None:
             if left < 0:
                 break
             digest.update(block)
-            copy.write(block)
+            with _usable_cache():
+                copy.write(block)
     if left:
         raise _DamagedError(f"{'more' if left < 0 else size - left} bytes, expected {size}")
     _expect(sha256, digest.hexdigest())
@@ -143,6 +176,8 @@ def _make_room(path: Path, size: int) -> Path:
         partial.unlink(missing_ok=True)
         now, found = time.time(), []
         for entry in os.scandir(path.parent):
+            if not re.fullmatch(r"[0-9a-f]{64}\.(tar|tmp)", entry.name):  # not ours
+                continue
             try:
                 used = entry.stat()
             except FileNotFoundError:  # renamed meanwhile: another process finished
@@ -152,10 +187,10 @@ def _make_room(path: Path, size: int) -> Path:
             else:
                 size += used.st_size
         used_bytes = sum(bytes_ for _, bytes_, _ in found)
-        for _, bytes_, name in sorted(found):
+        for _, bytes_, oldest in sorted(found):
             if used_bytes + size <= limit:
                 break
-            Path(name).unlink()
+            Path(oldest).unlink(missing_ok=True)
             used_bytes -= bytes_
         with partial.open("wb") as file:
             file.truncate(size)
@@ -172,8 +207,23 @@ def _locked(name: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _usable_cache() -> Iterator[None]:
+    """What fails on the disk in here is the cache's fault: that of an address arrives as an error of the user's."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"FACEBENCH_CACHE: {cache_folder()} cannot be used ({error}); name a folder with room that can be written"
+        ) from error
+
+
 class _DamagedError(Exception):
     """What arrived is not what was stored."""
+
+
+class _MissingError(UserError):
+    """There is no such file."""
 
 
 def _expect(expected: str, found: str) -> None:
@@ -193,8 +243,10 @@ def _persistently(url: str, use: Callable[[IO[bytes]], T]) -> T:
         try:
             with fsspec.open(url, "rb", **_options(url)) as file:
                 return use(file)
+        except UserError:  # of the cache
+            raise
         except FileNotFoundError as error:
-            raise UserError(f"{url}: no such file; check data.root") from error
+            raise _MissingError(f"{url}: no such file; check data.root") from error
         except PermissionError as error:
             raise UserError(f"{url}: access denied; check the credentials ({error})") from error
         except (ImportError, ValueError) as error:  # a package that is missing, or no address
@@ -211,9 +263,22 @@ def _options(url: str) -> dict[str, Any]:
 
 
 def _read(file: IO[bytes]) -> bytes:
-    contents = file.read(LARGEST_FILE)
-    if len(contents) == LARGEST_FILE:
-        raise _DamagedError(f"{LARGEST_FILE} bytes or more")
+    contents = bytearray()
+    # A stream gives what has arrived, which is not all.
+    while block := file.read(BLOCK):
+        contents += block
+        if len(contents) >= LARGEST_FILE:
+            raise _DamagedError(f"{LARGEST_FILE} bytes or more")
+    return bytes(contents)
+
+
+def _read_json(file: IO[bytes]) -> bytes:
+    """The checksum of such a file is known to nobody; that it is whole shows when it is parsed."""
+    contents = _read(file)
+    try:
+        json.loads(contents)
+    except ValueError as error:
+        raise _DamagedError(f"not JSON ({error})") from error
     return contents
 
 

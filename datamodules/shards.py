@@ -128,6 +128,11 @@ class Manifest:
 
     def _check(self, path: Path) -> None:
         """No name leads out of a folder, neither ours nor one where predictions are written; all counts agree."""
+        for sha256 in [shard.sha256 for shard in self.shards] + list(self.files.values()):
+            if not remote.is_sha256(sha256):  # it names a file of the cache
+                raise UserError(
+                    f"{path}: sha256 '{sha256}', expected 64 hexadecimal digits; the manifest is damaged or forged"
+                )
         for name in [shard.file for shard in self.shards] + list(self.files):
             if not is_inside(name) or "/" in name:
                 raise UserError(f"{path}: '{name}' is not a file of this folder; the manifest is damaged or forged")
@@ -135,6 +140,8 @@ class Manifest:
             for key in shard.keys:
                 if not is_inside(key):
                     raise UserError(f"{path}: key '{key}' of {shard.file} leads out of the folder; rename the sample")
+            if type(shard.bytes) is not int or shard.bytes < 0:
+                raise ValueError(f"{shard.file}: {shard.bytes!r} bytes")
             count = len(shard.keys)
             if len(shard.lengths) != count or len(shard.sizes) != len(shard.checksums):
                 raise ValueError(f"{shard.file}: keys, lengths, sizes and checksums of different counts")
@@ -144,10 +151,20 @@ class Manifest:
                 raise ValueError(f"{shard.file}: a sample of length {min(shard.lengths)}")
 
     @property
+    def place(self) -> str:
+        """Folder or address, for messages."""
+        return self.url or str(self.root)
+
+    @property
     def sha256(self) -> str:
-        """A hash of all contents, the same on every machine that holds the same data."""
-        listed = sorted([shard.sha256 for shard in self.shards] + list(self.files.values()))
-        return hashlib.sha256("\n".join(listed).encode()).hexdigest()
+        """A hash of all contents and of what they mean, the same on every machine that holds the same data.
+
+        The bytes alone do not tell metres from millimetres, nor which of two splits is for training.
+        """
+        fields = {name: value for name, value in self.fields.items() if name != "plan"}
+        shards = sorted([shard.split, shard.sha256, shard.keys, shard.lengths] for shard in self.shards)
+        contents = [self.kind, fields, shards, sorted(self.files.items())]
+        return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 
     def split(self, split: str) -> list[Shard]:
         """The shards of one split, in order.

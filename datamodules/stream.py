@@ -23,7 +23,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from itertools import accumulate, chain, count, islice, pairwise
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -31,6 +30,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from webdataset.tariterators import base_plus_ext
 
+from datamodules import remote
 from datamodules.columns import Column
 from datamodules.errors import BadSample, UserError
 from datamodules.shards import Manifest, Shard, file_sha256, sample_spans
@@ -62,9 +62,9 @@ class ShardReader:
         self.file = -1
 
     @property
-    def path(self) -> Path:
-        """The shard's file, for messages."""
-        return self.manifest.root / self.shard.file
+    def place(self) -> str:
+        """The shard's file or address, for messages."""
+        return f"{self.manifest.place}/{self.shard.file}"
 
     @cached_property
     def starts(self) -> list[int]:
@@ -78,13 +78,18 @@ class ShardReader:
             BadSample: its bytes are not those that were written.
             UserError: the whole shard is damaged or cannot be fetched.
         """
-        if self.file < 0:
-            self.open()
-        start, end = self.starts[number], self.starts[number + 1]
+        start, end = self.starts[number], self.starts[number + 1]  # may fetch the file again, so opened only now
+        self.open()
         if end - start > LARGEST_SAMPLE:
             raise BadSample("too large", f"{end - start} bytes, at most {LARGEST_SAMPLE}")
         contents = os.pread(self.file, end - start, start)
-        if self.shard.checksums and zlib.crc32(contents) != self.shard.checksums[number]:
+        if self.manifest.url is not None and not self._is_intact(number, contents):
+            # The address gave the right bytes once: the cached copy was damaged since.
+            remote.forget_shard(self.shard.sha256)
+            self.close()
+            self.open()
+            contents = os.pread(self.file, end - start, start)
+        if not self._is_intact(number, contents):
             raise BadSample("damaged bytes", "not those of the manifest's checksum")
         members = {}
         with tarfile.open(fileobj=io.BytesIO(contents), mode="r:") as tar:
@@ -95,16 +100,24 @@ class ShardReader:
                 members[extension] = contents[member.offset_data : member.offset_data + member.size]
         return members
 
+    def _is_intact(self, number: int, contents: bytes) -> bool:
+        return not self.shard.checksums or zlib.crc32(contents) == self.shard.checksums[number]
+
     def open(self) -> None:
         """Opens the file, after fetching it if it lies elsewhere."""
         while self.file < 0:
             path = self.manifest.locate(self.shard)
             try:
                 self.file = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                # Between locate and open the cache may have made room; a file of the user's own is just gone.
+            except OSError as error:
                 if self.manifest.url is None:
-                    raise UserError(f"{path}: missing; copy the file again or build the shards again") from None
+                    raise UserError(
+                        f"{path}: {error.strerror}; copy the file again or build the shards again"
+                    ) from None
+                if not isinstance(error, FileNotFoundError):  # between locate and open the cache may have made room
+                    raise UserError(
+                        f"{path}: {error.strerror}; make it readable, or name another folder by FACEBENCH_CACHE"
+                    ) from None
 
     def close(self) -> None:
         """Closes the file; reading opens it again."""
@@ -116,6 +129,9 @@ class ShardReader:
         """Sizes of the samples, for a manifest that does not record them; then the whole file is verified."""
         path = self.manifest.locate(self.shard)
         try:
+            if self.manifest.url is not None and file_sha256(path) != self.shard.sha256:
+                remote.forget_shard(self.shard.sha256)
+                path = self.manifest.locate(self.shard)
             if file_sha256(path) != self.shard.sha256:
                 raise UserError(f"{path}: damaged, its SHA-256 is not the manifest's; copy it again or rebuild")
             with path.open("rb") as file:
@@ -214,7 +230,7 @@ class ShardDataset(Dataset):
         for sample in chain(others, following):
             if sample is not None:
                 return sample
-        raise UserError(f"{self.readers[0].path.parent}: no sample of the split can be used; {bad[-1].message}")
+        raise UserError(f"{self.readers[0].manifest.place}: no sample of the split can be used; {bad[-1].message}")
 
     def _try(self, number: int, bad: list[Bad]) -> Any:
         """A decoded sample; None for a bad one, where these are skipped."""
@@ -228,7 +244,7 @@ class ShardDataset(Dataset):
             kind, what = error.kind, str(error)
         except Exception as error:
             kind, what = f"not decodable: {type(error).__name__}", f"not decodable ({type(error).__name__}: {error})"
-        message = f"{self.readers[s].path}: sample '{shard.keys[i]}': {what}"
+        message = f"{self.readers[s].place}: sample '{shard.keys[i]}': {what}"
         if self.on_bad_sample == "error":
             raise UserError(f"{message}; copy the shard again, rebuild it, or set data.on_bad_sample to skip")
         bad.append(Bad(number, shard.file, kind, message))
@@ -499,7 +515,7 @@ class Loader:
         dataset: the samples.
         plan: the batches.
         num_workers: processes that read and decode; 0 for none but this one.
-        max_bad_share: share of an epoch's samples that may be skipped; more is an error.
+        max_bad_share: share of the split's samples that each rank may skip in an epoch; more is an error.
     """
 
     def __init__(self, dataset: ShardDataset, plan: BatchPlan, num_workers: int, max_bad_share: float = 0.0) -> None:
@@ -517,7 +533,8 @@ class Loader:
 
     def __iter__(self) -> Iterator[Any]:
         skipped: set[int] = set()
-        allowed = self.max_bad_share * len(self.dataset) / self.plan.world
+        # On each rank, however many there are: a rank may meet more bad samples than others do.
+        allowed = self.max_bad_share * len(self.dataset)
         for batch, bad, error in self.deliveries():
             if error is not None:
                 raise UserError(error)
@@ -570,7 +587,7 @@ class Loader:
                 worker.kill()
                 worker.join()
         raise UserError(
-            f"{self.dataset.readers[0].path.parent}: workers did not start within {START_SECONDS:g} seconds, "
+            f"{self.dataset.readers[0].manifest.place}: workers did not start within {START_SECONDS:g} seconds, "
             f"{STARTS} times in a row; data.num_workers is {self.num_workers}: choose fewer, or 0"
         )
 

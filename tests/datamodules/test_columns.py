@@ -116,6 +116,16 @@ def test_a_column_of_other_shards_or_another_frame_rate_is_refused(with_column):
         SpeechDataModule(str(with_column), batch_size=2, columns=["loud"])
 
 
+def test_a_list_whose_tars_have_no_checksum_or_size_is_refused(with_column):
+    path = with_column / "columns.json"
+    for wrong in ({"sha256": "aa/../x"}, {"bytes": -1}):
+        raw = json.loads(path.read_text())
+        raw["columns"]["loud"]["tars"][0] |= wrong
+        (with_column / "columns.json").write_text(json.dumps(raw))
+        with pytest.raises(UserError, match=r"train-000000\.loud\.tar has sha256 .* expected 64 hexadecimal digits"):
+            read_columns(Manifest.read(with_column))
+
+
 def test_an_unknown_column_and_a_second_one_of_the_name_are_refused(with_column):
     with pytest.raises(UserError, match=r"no column 'quiet' \(columns: loud\)"):
         SpeechDataModule(str(with_column), batch_size=2, columns=["quiet"])

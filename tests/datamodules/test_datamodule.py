@@ -139,6 +139,13 @@ def test_too_many_bad_samples_are_an_error(bad_faces):
     assert len(list(FaceDataModule(bad_faces, 4, on_bad_sample="skip", max_bad_share=0.2).train_dataloader())) == 5
 
 
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_a_rank_may_skip_as_many_as_the_whole_epoch(bad_faces):
+    for rank in range(8):
+        data = FaceDataModule(bad_faces, batch_size=1, on_bad_sample="skip", max_bad_share=0.18)  # 3 of 17
+        list(on_rank(data, rank, 8).train_dataloader())
+
+
 def test_settings_that_make_no_sense_are_named(faces_root):
     root = str(faces_root)
     for settings, says in (

@@ -1,7 +1,9 @@
 """A web server in this process, and fsspec's file system in memory in the place of a bucket."""
 
+import json
 import shutil
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,21 +15,27 @@ import pytest
 import torch
 
 from datamodules import remote
-from datamodules.columns import Column, build_column
+from datamodules.columns import Column, build_column, read_columns
 from datamodules.errors import UserError
 from datamodules.faces import FaceDataModule
 from datamodules.shards import Manifest
 from datamodules.speech import SpeechDataModule
 
+PAUSE = time.sleep  # also where a test makes no pauses
+
 
 class Server(ThreadingHTTPServer):
-    """Serves a folder; ``failures`` says how often each file fails first, ``damage`` changes what is sent."""
+    """Serves a folder; ``failures`` says how often each file fails first, ``damage`` changes what is sent.
+
+    With ``dripping``, what was changed comes in pieces, with pauses between them.
+    """
 
     def __init__(self, root) -> None:
         super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(root)))
         self.asked: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
         self.damage = {}
+        self.dripping = False
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -44,7 +52,11 @@ class Handler(SimpleHTTPRequestHandler):
             self.send_response(200)
             self.send_header("Content-Length", str(len(contents)))
             self.end_headers()
-            self.wfile.write(contents)
+            step = len(contents) // 4 + 1 if self.server.dripping else len(contents) + 1
+            for start in range(0, len(contents), step):
+                self.wfile.write(contents[start : start + step])
+                if self.server.dripping:
+                    PAUSE(0.05)
             return
         super().do_GET()
 
@@ -119,7 +131,8 @@ def test_columns_come_from_the_address_as_from_the_folder(talking_root, cache, t
 
 
 def test_a_column_that_the_address_lacks_is_named(server):
-    with pytest.raises(UserError, match=r"columns.json: no such file; .*"):
+    assert read_columns(Manifest.read(server.url)) == {}
+    with pytest.raises(UserError, match=r"data.columns: http://\S+ has no column 'loud' \(columns: none\)"):
         FaceDataModule(server.url, batch_size=2, columns=["loud"])
 
 
@@ -140,6 +153,58 @@ def test_what_keeps_failing_or_is_missing_is_an_error(server, waits):
     assert len(waits) == 5, "trying again would not help"
     with pytest.raises(UserError, match=r"nosuch://a/manifest.json: .*correct data.root"):
         FaceDataModule("nosuch://a", batch_size=4)
+
+
+def test_a_large_manifest_that_arrives_in_pieces_is_read_whole(faces_root, server, waits):
+    contents = (faces_root / "manifest.json").read_bytes() + b" " * 1_500_000
+    server.damage["manifest.json"] = lambda: contents
+    server.dripping = True
+    manifest = Manifest.read(server.url)
+    assert (manifest.root / "manifest.json").read_bytes() == contents
+    assert waits == []
+
+
+def test_a_manifest_that_is_cut_off_is_fetched_again(faces_root, server, waits):
+    good = (faces_root / "manifest.json").read_bytes()
+    sent = iter([good[:500], good])
+    server.damage["manifest.json"] = lambda: next(sent)
+    assert Manifest.read(server.url).sha256 == Manifest.read(faces_root).sha256
+    assert waits == [0.5]
+
+
+@pytest.mark.parametrize("name", ["aa/../../../victim/x", "A" * 64, "ab", 7, None])
+def test_a_checksum_that_would_name_a_file_elsewhere_is_refused(faces_root, talking_root, server, cache, name):
+    raw = json.loads((faces_root / "manifest.json").read_text())
+    raw["shards"][0]["sha256"] = name
+    server.damage["manifest.json"] = json.dumps(raw).encode
+    with pytest.raises(UserError, match=r"manifest.json: sha256 '.*', expected 64 hexadecimal digits"):
+        Manifest.read(server.url)
+    with pytest.raises(UserError, match="expected 64 hexadecimal digits"):
+        remote.fetch_shard(f"{server.url}/train-000000.tar", name, 10)
+
+
+@pytest.mark.parametrize("size", [-1, 1.5, "9", True, None])
+def test_a_shard_of_no_size_is_refused(faces_root, tmp_path, size):
+    raw = json.loads((faces_root / "manifest.json").read_text())
+    raw["shards"][0]["bytes"] = size
+    (tmp_path / "manifest.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="not a readable manifest"):
+        Manifest.read(tmp_path)
+
+
+def test_only_files_of_the_cache_make_room(faces_root, server, cache, monkeypatch):
+    manifest = Manifest.read(server.url)
+    shard = manifest.shards[0]
+    monkeypatch.setenv("FACEBENCH_CACHE_GB", str(shard.bytes / 1e9))
+    (cache / "shards").mkdir(parents=True)
+    others = [cache / "shards" / name for name in ("thesis.txt", "x.tmp", "thesis.tar", "a" * 64)]
+    old = cache / "shards" / f"{'a' * 64}.tar"
+    for path in (*others, old):
+        path.write_bytes(b"precious")
+        remote.os.utime(path, (1, 1))
+    manifest.locate(shard)
+    assert all(path.is_file() for path in others)
+    assert not old.exists()
 
 
 def test_damage_on_the_way_is_noticed_and_fetched_again(faces_root, server, waits, cache):
@@ -212,3 +277,62 @@ def test_a_data_set_that_was_built_anew_is_fetched_anew(faces_root, server, cach
     new = Manifest.read(server.url)
     assert (old.name, new.name) == ("test data", "newer")
     assert old.root != new.root
+
+
+def keys_of(server, **settings) -> list[str]:
+    return [key for batch in FaceDataModule(server.url, batch_size=4, **settings).loader("train") for key in batch.key]
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_cached_shard_that_was_damaged_is_fetched_once_more(faces_root, server, cache, recorded):
+    if not recorded:
+        raw = json.loads((faces_root / "manifest.json").read_text())
+        for shard in raw["shards"]:
+            del shard["sizes"], shard["checksums"]
+        server.damage["manifest.json"] = json.dumps(raw).encode
+    good = keys_of(server)
+    for damage in (lambda contents: contents[:600] + bytes(100) + contents[700:], lambda contents: contents[:-1000]):
+        for path in (cache / "shards").iterdir():
+            path.write_bytes(damage(path.read_bytes()))
+        assert keys_of(server) == good
+    assert server.asked["train-000000.tar"] == 3
+
+
+def test_what_the_address_itself_gives_damaged_is_a_bad_sample(faces_root, server):
+    raw = json.loads((faces_root / "manifest.json").read_text())
+    raw["shards"][0]["checksums"][0] ^= 1
+    server.damage["manifest.json"] = json.dumps(raw).encode
+    with pytest.raises(UserError, match=rf"^{server.url}/train-000000.tar: sample 'face-000': damaged bytes"):
+        keys_of(server)
+    assert server.asked["train-000000.tar"] == 2
+
+
+def test_a_shard_that_makes_room_while_it_is_looked_for_is_fetched_again(server, monkeypatch):
+    good, utime, evicted = keys_of(server), remote.os.utime, []
+
+    def evict_first(path):
+        if not evicted:
+            evicted.append(path)
+            path.unlink()
+        utime(path)
+
+    monkeypatch.setattr(remote.os, "utime", evict_first)
+    assert keys_of(server, on_bad_sample="skip") == good
+    assert evicted
+
+
+def test_a_cache_that_cannot_be_used_is_named(server, cache, monkeypatch):
+    manifest = Manifest.read(server.url)
+    (cache / "shards").write_text("a file in the folder's place")
+    with pytest.raises(UserError, match=r"^FACEBENCH_CACHE: \S+/cache cannot be used .*; name a folder"):
+        manifest.locate(manifest.shards[0])
+    (cache / "shards").unlink()
+    path = manifest.locate(manifest.shards[0])
+    monkeypatch.setattr(remote, "_is_cached", lambda *_: True)
+    path.unlink()
+    path.symlink_to(path)  # the user of the tests may open everything but this
+    with pytest.raises(UserError, match=r"tar: Too many levels of symbolic links; .* FACEBENCH_CACHE"):
+        keys_of(server, on_bad_sample="skip")
+    monkeypatch.setenv("FACEBENCH_CACHE", "/proc/nope")
+    with pytest.raises(UserError, match=r"^FACEBENCH_CACHE: /proc/nope cannot be used"):
+        Manifest.read(server.url)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -69,11 +70,17 @@ def test_the_manifest_counts_what_the_shards_hold(tmp_path):
 
 
 def test_the_hash_follows_the_contents_not_the_place(tmp_path):
-    assert build(tmp_path / "a").sha256 == build(tmp_path / "b").sha256
-    (tmp_path / "b" / "manifest.json").write_text(
-        (tmp_path / "b" / "manifest.json").read_text().replace('"a": 1', '"a": 2')
-    )
-    assert Manifest.read(tmp_path / "a").sha256 == Manifest.read(tmp_path / "b").sha256
+    manifest = build(tmp_path / "a", plan={"seed": 0})
+    assert build(tmp_path / "b", plan={"seed": 1}).sha256 == manifest.sha256
+    swapped = [replace(shard, split={"train": "test", "test": "train"}[shard.split]) for shard in manifest.shards]
+    for other in (
+        replace(manifest, fields={"a": 2}),
+        replace(manifest, kind="letters"),
+        replace(manifest, shards=swapped),
+        replace(manifest, files={}),
+    ):
+        assert other.sha256 != manifest.sha256
+    assert replace(manifest, shards=manifest.shards[::-1], name="other").sha256 == manifest.sha256
 
 
 def test_shards_are_written_under_a_temporary_name(tmp_path):
