@@ -15,7 +15,6 @@ In a batch a column is an entry of ``features``; to the stream it is one more me
 import hashlib
 import json
 import multiprocessing
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -33,7 +32,19 @@ from torch.nn.utils.rnn import pad_sequence
 
 from datamodules import remote
 from datamodules.errors import BadSample, UserError
-from datamodules.shards import Manifest, Sample, Shard, is_inside, npy_bytes, read_npy, write_atomic, write_shard
+from datamodules.shards import (
+    Manifest,
+    Sample,
+    Shard,
+    end_with_parent,
+    file_size,
+    is_inside,
+    npy_bytes,
+    read_npy,
+    worker_count,
+    write_atomic,
+    write_shard,
+)
 
 SCHEMA = 1
 COLUMNS = "columns.json"
@@ -177,7 +188,7 @@ def column_problems(manifest: Manifest, column: Column) -> list[str]:
                 "run 'facebench data features' again"
             )
             continue
-        size = _size(manifest, tar.file)
+        size = file_size(manifest.root / tar.file)
         if size != tar.bytes and manifest.url is None:
             what = "missing" if size is None else f"{size} bytes, expected {tar.bytes}"
             problems.append(f"{manifest.root / tar.file}: {what}; copy it again or run 'facebench data features' again")
@@ -196,8 +207,9 @@ def build_column(manifest: Manifest, column: Column, make: Make, processes: int 
         processes: by default one per core.
 
     Raises:
-        UserError: a name that cannot be a file's, or the folder has another column of that name.
+        UserError: a name that cannot be a file's, the folder has another column of that name, or processes below 1.
     """
+    workers = worker_count(processes)
     if not re.fullmatch(r"[A-Za-z0-9_-]+", column.name):
         raise UserError(f"column '{column.name}': a name has letters, digits, - and _ only; give --name")
     if manifest.url is not None:
@@ -212,9 +224,12 @@ def build_column(manifest: Manifest, column: Column, make: Make, processes: int 
 
     state = manifest.root / ".columns" / column.name
     fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    if state.is_dir() and (state / "plan").read_text() != fingerprint:
+    plan = state / "plan"
+    if state.is_dir() and not (plan.is_file() and plan.read_text() == fingerprint):
         shutil.rmtree(state)
-    write_atomic(state / "plan", fingerprint.encode())
+    for stale in [*manifest.root.glob(f"*.{column.name}.tar.*.tmp"), *state.glob("*.tmp")]:
+        stale.unlink(missing_ok=True)
+    write_atomic(plan, fingerprint.encode())
     results = [json.loads(path.read_text()) for path in state.glob("*.json")]
     if old is not None:
         results += [{"tar": asdict(tar), "dims": old.dims} for tar in old.tars]
@@ -223,7 +238,7 @@ def build_column(manifest: Manifest, column: Column, make: Make, processes: int 
         result["tar"]["shard"]: (SideTar(**result["tar"]), result["dims"])
         for result in results
         if wanted.get(result["tar"]["shard"]) == result["tar"]["shard_sha256"]
-        and _size(manifest, result["tar"]["file"]) == result["tar"]["bytes"]
+        and file_size(manifest.root / result["tar"]["file"]) == result["tar"]["bytes"]
     }
 
     todo = [shard for shard in manifest.shards if shard.file not in done]
@@ -231,7 +246,7 @@ def build_column(manifest: Manifest, column: Column, make: Make, processes: int 
     with Progress(*bar_columns) as progress:
         bar = progress.add_task(f"column {column.name}", total=len(wanted), completed=len(done))
         run = partial(_make_tar, manifest, column, make)
-        for tar, dims in _in_parallel(run, todo, min(processes or os.cpu_count() or 1, len(todo))):
+        for tar, dims in _in_parallel(run, todo, min(workers, len(todo))):
             done[tar.shard] = (tar, dims)
             progress.advance(bar)
 
@@ -261,17 +276,13 @@ def _difference(old: Column, new: Column) -> str:
     return ", ".join(f"{name} {before[name]}, here {now[name]}" for name in now if now[name] != before[name])
 
 
-def _size(manifest: Manifest, file: str) -> int | None:
-    path = manifest.root / file
-    return path.stat().st_size if path.is_file() else None
-
-
 def _in_parallel(run: Callable[[Shard], T], shards: list[Shard], processes: int) -> Iterator[T]:
     """Results as they come; one process is this one."""
     if processes <= 1:
         yield from map(run, shards)
         return
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=end_with_parent) as pool:
         try:
             for future in as_completed([pool.submit(run, shard) for shard in shards]):
                 yield future.result()

@@ -7,7 +7,6 @@ out the batches of every rank and worker as :class:`datamodules.stream.BatchPlan
 
 import bisect
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from datamodules.columns import COLUMNS, Column, column_problems, decode_columns
 from datamodules.datamodule import ShardDataModule
 from datamodules.errors import BadSample, UserError
 from datamodules.kinds import open_data
-from datamodules.shards import MANIFEST, Manifest, Shard, file_sha256
+from datamodules.shards import MANIFEST, Manifest, Shard, file_sha256, worker_count
 from datamodules.stream import BatchPlan, ShardReader
 
 SPLITS = ("train", "val", "test")
@@ -157,6 +156,7 @@ def examine(
     for name, value, least in (("world-size", world_size, 1), ("workers", workers, 0), ("samples", samples, 0)):
         if value < least:
             raise UserError(f"--{name} {value}: expected at least {least}")
+    threads = worker_count(processes)
     if batch_size is None and frames_per_batch is None:
         batch_size = 8
     data = open_data(root, batch_size, frames_per_batch=frames_per_batch)
@@ -171,7 +171,7 @@ def examine(
     members: Counter[frozenset[str]] = Counter()
     shards = []
     bar_columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*bar_columns, transient=True) as progress, ThreadPoolExecutor(processes or os.cpu_count()) as pool:
+    with Progress(*bar_columns, transient=True) as progress, ThreadPoolExecutor(threads) as pool:
         bar = progress.add_task("shards", total=len(manifest.shards))
         for shard in pool.map(lambda shard: _check_shard(data, columns, shard, samples, checksums), manifest.shards):
             shards.append(shard)

@@ -18,12 +18,14 @@ import multiprocessing
 import os
 import shutil
 import tarfile
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -179,7 +181,7 @@ class Manifest:
             raise UserError(f"{self.root}: no samples in split '{split}'; splits with samples: {', '.join(known)}")
         for shard in shards if self.url is None else []:
             path = self.root / shard.file
-            size = path.stat().st_size if path.is_file() else None
+            size = file_size(path)
             if size != shard.bytes:
                 found = "missing" if size is None else f"{size} bytes, expected {shard.bytes}"
                 raise UserError(f"{path}: {found}; copy the file again or build the shards again")
@@ -273,20 +275,25 @@ def build_shards(
         jobs: the shards; each is built whole by one process.
         kind, name, fields: see :class:`Manifest`.
         files: extra files to write beside the shards.
-        plan: everything that decides the contents (sizes, seed, version); a folder that was built from
-            another plan is refused.
+        plan: everything that decides the contents (sizes, seed, version, state of the source); a folder that was
+            built from another plan is refused.
         processes: parallel processes, by default one per core.
 
     Raises:
-        UserError: the folder holds data of another plan.
+        UserError: the folder holds data of another plan, or processes below 1.
     """
+    workers = worker_count(processes)
     fingerprint = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
     state = root / ".build"
     if (root / MANIFEST).is_file():
         manifest = Manifest.read(root)
         if manifest.fields.get("plan") == fingerprint:
+            print(f"{root}: already built, left as it is")
             return manifest
-        raise UserError(f"{root}: holds data of other settings; give another --out or delete the folder")
+        raise UserError(
+            f"{root}: holds data of other settings, or of a source that has changed since; give another --out or "
+            "delete the folder"
+        )
     if state.is_dir() and (state / "plan").is_file() and (state / "plan").read_text() != fingerprint:
         shutil.rmtree(state)
     state.mkdir(parents=True, exist_ok=True)
@@ -294,13 +301,14 @@ def build_shards(
         stale.unlink(missing_ok=True)
     write_atomic(state / "plan", fingerprint.encode())
 
-    done = {path.stem: Shard(**json.loads(path.read_text())) for path in state.glob("*.json")}
+    listed = [Shard(**json.loads(path.read_text())) for path in state.glob("*.json")]
+    done = {shard.file: shard for shard in listed if file_size(root / shard.file) == shard.bytes}
     todo = [job for job in jobs if job.file not in done]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with _reproducible_arithmetic(), Progress(*columns) as progress:
         bar = progress.add_task(f"{name}: {kind}", total=len(jobs), completed=len(done))
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=context) as pool:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
             try:
                 for future in as_completed([pool.submit(_run_job, root, job) for job in todo]):
                     shard = future.result()
@@ -325,6 +333,32 @@ def build_shards(
     write_atomic(root / MANIFEST, json.dumps(raw, indent=1).encode())
     shutil.rmtree(state)
     return Manifest.read(root)
+
+
+def worker_count(processes: int | None) -> int:
+    """The processes that were asked for, by default one per core.
+
+    Raises:
+        UserError: fewer than one.
+    """
+    if processes is not None and processes < 1:
+        raise UserError(f"--processes {processes}: expected at least 1, or none for one per core")
+    return processes or os.cpu_count() or 1
+
+
+def end_with_parent() -> None:
+    """In a worker: ends it when the process that started it is gone.
+
+    One that was killed (SIGKILL, out of memory) cannot tell its workers, which would wait for work for ever.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_job(root: Path, job: ShardJob) -> Shard:
@@ -369,6 +403,11 @@ def write_atomic(path: Path, contents: bytes) -> None:
 def _partial(path: Path) -> Path:
     """The temporary name of a file; of this process alone, because one whose parent was killed may still write."""
     return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+
+
+def file_size(path: Path) -> int | None:
+    """Bytes of a file; None where there is none."""
+    return path.stat().st_size if path.is_file() else None
 
 
 def file_sha256(path: Path) -> str:

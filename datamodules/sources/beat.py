@@ -95,6 +95,11 @@ def build(
         controls=names,
         emotions=list(EMOTIONS),
         fields={"seed": seed},
+        sources=[
+            take.with_suffix(ending)
+            for take in dict.fromkeys(piece.take for piece in pieces)
+            for ending in (".wav", ".TextGrid")
+        ],
         limit=limit,
         in_order=True,
         processes=processes,

@@ -23,7 +23,7 @@ from safetensors.numpy import save
 from datamodules.audio import SAMPLE_RATE, read_audio
 from datamodules.errors import UserError
 from datamodules.shards import Manifest, Sample, build_shards, npy_bytes
-from datamodules.sources.layout import K, npy_shape, open_npy, shard_jobs
+from datamodules.sources.layout import K, contents_hash, npy_shape, open_npy, shard_jobs
 from datamodules.sources.meshes import read_mesh, read_region, region_hash
 from datamodules.sources.pickles import read_pickle
 from datamodules.words import Word, read_alignment
@@ -249,18 +249,20 @@ class ReadAligned:
             sample.members["json"] = json.dumps(labels, ensure_ascii=False).encode()
             yield sample
 
-    def check(self, keys: list[str]) -> None:
-        """Looks whether every clip has its file.
+    def files(self, keys: list[str]) -> list[Path]:
+        """The files of clips.
 
         Raises:
-            UserError: some have not.
+            UserError: some have none.
         """
-        missing = [key for key in keys if not (self.folder / f"{key}.TextGrid").is_file()]
+        files = {key: self.folder / f"{key}.TextGrid" for key in keys}
+        missing = [key for key, file in files.items() if not file.is_file()]
         if missing:
             raise UserError(
                 f"{self.folder}: no {missing[0]}.TextGrid, nor of {len(missing) - 1} other clips of {len(keys)}; align "
                 "all of them, or build without --alignments"
             )
+        return list(files.values())
 
 
 def build_clips(
@@ -282,6 +284,7 @@ def build_clips(
     mesh: Path | None = None,
     precision: Precision = "float32",
     alignments: Path | None = None,
+    sources: Iterable[Path] = (),
     limit: int | None = None,
     in_order: bool = False,
     processes: int | None = None,
@@ -304,6 +307,7 @@ def build_clips(
         mesh: a mesh file with the triangles.
         precision: of the offsets; float16 halves the shards.
         alignments: folder with ``<key>.TextGrid`` of every clip; see :func:`datamodules.words.read_alignment`.
+        sources: files that the samples are made of and that neither the planned clips nor ``make`` name.
         limit: most clips of each split.
         in_order: see :func:`datamodules.sources.layout.shard_jobs`.
         processes: parallel processes, by default one per core.
@@ -338,15 +342,16 @@ def build_clips(
         "templates.safetensors": save({who: mesh.astype(np.float32) for who, mesh in templates.items()}),
         "topology.safetensors": save({"triangles": np.ascontiguousarray(triangles), **indices}),
     }
+    taken = {split: clips[:limit] for split, clips in splits.items()}
+    sources = list(sources)
     if alignments is not None:
         make = ReadAligned(make, alignments)
-        for clips in splits.values():
-            make.check([clip.key for clip in clips[:limit]])
+        sources += make.files([clip.key for clips in taken.values() for clip in clips])
+    contents = contents_hash(taken, make, files, sources)
+    plan = {"source": name, "version": version, "fields": described, "contents": contents}
     # A clip has about 130 frames; sound and labels take about 200 kB.
     per_shard = max(1, round(SHARD_BYTES / (130 * 12 * vertices + 200e3)))
     jobs = shard_jobs(splits, make, per_shard, limit, in_order)
-    keys = {split: [clip.key for clip in clips[:limit]] for split, clips in splits.items()}
-    plan = {"source": name, "version": version, "fields": described, "keys": keys, "aligned": alignments is not None}
     return build_shards(
         out, jobs, kind="talking-heads", name=name, fields=described, files=files, plan=plan, processes=processes
     )

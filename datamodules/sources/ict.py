@@ -24,7 +24,7 @@ from safetensors.numpy import save
 
 from datamodules.errors import UserError
 from datamodules.shards import Manifest, Sample, build_shards, npy_bytes
-from datamodules.sources.layout import need, need_folder, read_text, shard_jobs
+from datamodules.sources.layout import contents_hash, need, need_folder, read_text, shard_jobs
 from datamodules.sources.meshes import read_mesh
 
 VERSION = 1
@@ -87,6 +87,7 @@ def build(
         "topology.safetensors": save({"triangles": model.triangles}),
     }
     plan = {"source": "ict", "version": VERSION, "fields": fields, "expressions": expressions, "limit": limit}
+    plan["contents"] = contents_hash(files, model.directions)
     per_shard = max(1, round(SHARD_BYTES / (12 * len(model.neutral) + 2000)))
     return build_shards(
         out,

@@ -1,8 +1,11 @@
 """What all sources share: looking for files, taking a part, spreading samples over shards, saying what is absent."""
 
 import csv
+import hashlib
 import io
+import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -11,7 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from datamodules.errors import UserError
-from datamodules.shards import Sample, ShardJob
+from datamodules.shards import Sample, ShardJob, file_sha256, file_size
 
 
 class Keyed(Protocol):
@@ -65,8 +68,9 @@ def shard_jobs(
         in_order: cuts the list instead, for items that lie together in large files.
 
     Raises:
-        UserError: ``limit`` is not positive.
+        UserError: ``limit`` is not positive, or a key comes twice.
     """
+    _refuse_twice(splits)
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: expected at least 1, the number of samples to take of each split")
     jobs = []
@@ -78,6 +82,42 @@ def shard_jobs(
             part = taken[i * size : (i + 1) * size] if in_order else taken[i::count]
             jobs.append(ShardJob(f"{split}-{i:06d}.tar", split, partial(make, part)))
     return jobs
+
+
+def _refuse_twice(splits: dict[str, list[K]]) -> None:
+    """Two samples of one key would be mixed up, and one sample in two splits would be tested after training on it."""
+    seen: dict[str, str] = {}
+    for split, items in splits.items():
+        for item in items:
+            if item.key in seen:
+                raise UserError(
+                    f"sample '{item.key}' comes twice, in split '{seen[item.key]}' and in split '{split}'; list each "
+                    "file once, or rename one of two"
+                )
+            seen[item.key] = split
+
+
+def contents_hash(*planned: Any) -> str:
+    """A hash of all that decides the contents of shards: what was planned, with its labels, arrays and files.
+
+    A file counts by its name and its size: to read a whole release would take as long as to build it, and it may lie
+    in another folder next time.
+    """
+    return hashlib.sha256(json.dumps(planned, default=_describe, sort_keys=True).encode()).hexdigest()
+
+
+def _describe(item: Any) -> Any:
+    if isinstance(item, Path):
+        if item.suffix == ".TextGrid" and item.is_file():  # its times are often corrected without a change of size
+            return file_sha256(item)
+        return [item.name, file_size(item)] if item.is_file() else None  # nor does a folder's name count
+    if isinstance(item, bytes):
+        return hashlib.sha256(item).hexdigest()
+    if isinstance(item, np.ndarray | np.generic):
+        return [str(item.dtype), item.shape, item.tobytes()]
+    if callable(item) and hasattr(item, "__qualname__"):
+        return item.__qualname__
+    return [type(item).__name__, *(getattr(item, field.name) for field in fields(item))]
 
 
 def report_absent(name: str, absent: Sequence[str], total: int, reason: str) -> None:
@@ -115,13 +155,13 @@ def open_npy(path: Path) -> np.ndarray:
 
 
 def read_text(path: Path) -> str:
-    """A text file.
+    """A text file, without the mark that some programs put before UTF-8.
 
     Raises:
         UserError: no such file, or not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error}); copy it again") from error
 

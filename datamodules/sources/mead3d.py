@@ -109,6 +109,7 @@ def build(
             "without_sound": silent,
         },
         alignments=alignments,
+        sources=[sounds / f"{clip.key}.wav" for clips in planned.values() for clip in clips[:limit]],
         limit=limit,
         processes=processes,
     )

@@ -9,6 +9,7 @@
 A CSV may have a row for each name with the columns name, split, subject, transcript, emotion and intensity.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def build(
     need_folder(root)
     if unit not in ("metre", "millimetre", "dimensionless"):
         raise UserError(f"--unit {unit}: expected metre, millimetre or dimensionless")
+    if not 0 < fps < math.inf:
+        raise UserError(f"--fps {fps:g}: expected a number of frames per second above 0")
     source = need(root, "templates.pkl", "templates")
     templates = read_templates(source) if source.is_file() else _template_files(source)
     folder = need(root, "vertices_npy")

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from datamodules.errors import UserError
 from datamodules.shards import Manifest, Sample, build_shards
-from datamodules.sources.layout import K, shard_jobs
+from datamodules.sources.layout import K, contents_hash, shard_jobs
 
 Crop = Literal["none", "center"]
 SHARD_BYTES = 256e6
@@ -101,8 +101,8 @@ class Format:
         return image.resize((self.size, self.size), resample)
 
 
-def open_image(path: Path | io.BytesIO, name: str) -> Image.Image:
-    """A decoded image.
+def open_image(path: Path | io.BytesIO, name: str, upright: bool = False) -> Image.Image:
+    """A decoded image; ``upright`` turns it as its EXIF data say.
 
     Raises:
         UserError: no such file, or not an image.
@@ -110,9 +110,9 @@ def open_image(path: Path | io.BytesIO, name: str) -> Image.Image:
     try:
         image = Image.open(path)
         image.load()
+        return ImageOps.exif_transpose(image) if upright else image
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
         raise UserError(f"{name}: not an image that can be read ({error}); copy it again or remove it") from error
-    return image
 
 
 def face_sample(
@@ -187,15 +187,21 @@ def merge_masks(parts: dict[str, Path]) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class ReadPictures:
-    """Image files -> samples, in a process of the build."""
+    """Image files -> samples, in a process of the build.
+
+    Attributes:
+        how: size and crop.
+        upright: whether images are turned as their EXIF data say.
+    """
 
     how: Format
+    upright: bool = False
 
     def __call__(self, pictures: list[Picture]) -> Iterator[Sample]:
         """Reads one picture after the other."""
         for picture in pictures:
             mask = merge_masks(picture.masks) if picture.masks else None
-            image = open_image(picture.image, str(picture.image))
+            image = open_image(picture.image, str(picture.image), self.upright)
             yield face_sample(picture.key, image, str(picture.image), self.how, picture.labels, mask)
 
 
@@ -206,14 +212,18 @@ def build_files(
     name: str,
     size: int | None,
     crop: Crop,
+    upright: bool = False,
     **settings: Any,
 ) -> Manifest:
-    """:func:`build_pictures` of image files; the first decides the size where ``size`` does not."""
+    """:func:`build_pictures` of image files; the first decides the size where ``size`` does not.
+
+    ``upright`` is for photos as cameras write them: releases are aligned by their stored pixels.
+    """
     first = next((pictures[0] for pictures in splits.values() if pictures), None)
     if first is None:
         raise UserError(f"{name}: no image of any split was found; point --root at the folder of the official release")
-    how = Format.of(open_image(first.image, str(first.image)), str(first.image), size, crop)
-    return build_pictures(out, splits, ReadPictures(how), name=name, how=how, **settings)
+    how = Format.of(open_image(first.image, str(first.image), upright), str(first.image), size, crop)
+    return build_pictures(out, splits, ReadPictures(how, upright), name=name, how=how, **settings)
 
 
 def build_pictures(
@@ -265,6 +275,6 @@ def build_pictures(
     }
     per_shard = int(np.clip(round(SHARD_BYTES / (1.5 * how.size**2 + 1000)), 1, MOST_PICTURES))
     jobs = shard_jobs(splits, make, per_shard, limit, in_order)
-    keys = {split: [picture.key for picture in pictures[:limit]] for split, pictures in splits.items()}
-    plan = {"source": name, "version": version, "fields": described, "keys": keys}
+    taken = {split: pictures[:limit] for split, pictures in splits.items()}
+    plan = {"source": name, "version": version, "fields": described, "contents": contents_hash(taken, make)}
     return build_shards(out, jobs, kind="faces", name=name, fields=described, plan=plan, processes=processes)

@@ -17,7 +17,7 @@ import numpy as np
 
 from datamodules.errors import UserError
 from datamodules.shards import Manifest, Sample, build_shards, npy_bytes
-from datamodules.sources.layout import read_text, shard_jobs, split_of
+from datamodules.sources.layout import contents_hash, read_text, shard_jobs, split_of
 
 VERSION = 1
 SHARD = 5000  # prompts
@@ -63,14 +63,16 @@ def build(
         "emotions": sorted({prompt.labels["emotion"] for prompt in prompts}),
         "seed": seed,
     }
-    keys = {split: [prompt.key for prompt in taken[:limit]] for split, taken in splits.items()}
+    contents = contents_hash(
+        {split: [[p.key, p.labels, p.blendshapes] for p in taken[:limit]] for split, taken in splits.items()}
+    )
     return build_shards(
         out,
         shard_jobs(splits, make_samples, SHARD, limit),
         kind="expression-prompts",
         name="TEAD-like prompts",
         fields=fields,
-        plan={"source": "tead", "version": VERSION, "fields": fields, "keys": keys},
+        plan={"source": "tead", "version": VERSION, "fields": fields, "contents": contents},
         processes=processes,
     )
 

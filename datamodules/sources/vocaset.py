@@ -37,6 +37,7 @@ from datamodules.sources.pickles import read_pickle
 
 VERSION = 1
 CAPTURE_FPS = 60
+RELEASE = ("data_verts.npy", "raw_audio_fixed.pkl", "subj_seq_to_idx.pkl")
 
 
 def _subjects(*numbers: str) -> list[str]:
@@ -92,8 +93,8 @@ def build(
         UserError: neither layout, or files that do not fit each other.
     """
     need_folder(root)
-    if CAPTURE_FPS % fps:
-        raise UserError(f"--fps {fps}: expected 30 or 60, a whole part of the {CAPTURE_FPS} that were captured")
+    if fps not in (30, CAPTURE_FPS):
+        raise UserError(f"--fps {fps}: expected 30 or {CAPTURE_FPS}, half or all of the frames that were captured")
     step = CAPTURE_FPS // fps
     raw = need(root, "vertices_npy", "data_verts.npy").is_file()
     templates = read_templates(need(root, "templates.pkl"))
@@ -123,6 +124,7 @@ def build(
         mesh=mesh or next(iter(sorted((root / "templates").glob("*.ply"))), None),
         precision=precision,
         alignments=alignments,
+        sources=[root / name for name in RELEASE] if raw else [],
         limit=limit,
         processes=processes,
     )

@@ -87,6 +87,18 @@ def test_a_killed_build_goes_on_and_a_finished_one_is_left_alone(talking):
     assert build_column(manifest, FRAMES, partial(ramps, refuse="train-000000.tar"), processes=1) == made
 
 
+def test_leftovers_of_a_build_that_was_killed_early_do_no_harm(talking):
+    manifest = Manifest.read(talking)
+    state = talking / ".columns" / "loud"
+    state.mkdir(parents=True)
+    (state / "plan.7.tmp").touch()
+    for name in ("train-000000.loud.tar.7.tmp", "train-000000.other.tar.7.tmp"):
+        (talking / name).touch()
+    build_column(manifest, FRAMES, ramps, processes=1)
+    assert [path.name for path in talking.glob("*.tmp")] == ["train-000000.other.tar.7.tmp"], "of another build"
+    assert not (talking / ".columns").exists()
+
+
 def test_two_processes_write_the_same_bytes_as_one(with_column, talking_root, tmp_path):
     other = shutil.copytree(talking_root, tmp_path / "other")
     build_column(Manifest.read(other), FRAMES, ramps, processes=2)

@@ -67,6 +67,11 @@ def test_sound_data_are_ready(talking, faces):
     assert examine(faces, samples=0).decoded == 29
 
 
+def test_processes_below_one_are_refused(faces):
+    with pytest.raises(UserError, match="--processes 0: expected at least 1"):
+        examine(faces, processes=0)
+
+
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_plan_is_that_of_the_stream(world, workers):

@@ -1,3 +1,7 @@
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -54,11 +58,69 @@ def test_a_killed_build_goes_on_and_ends_alike(tmp_path):
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
-def test_a_finished_folder_is_left_alone_and_another_plan_refused(tmp_path):
+def test_a_finished_folder_is_left_alone_and_another_plan_refused(tmp_path, capsys):
     manifest = build(tmp_path / "a")
+    capsys.readouterr()
     assert build(tmp_path / "a", make_last=refuse) == manifest
+    assert capsys.readouterr().out == f"{tmp_path / 'a'}: already built, left as it is\n"
     with pytest.raises(UserError, match="other settings"):
         build(tmp_path / "a", plan={"seed": 1})
+
+
+def test_a_shard_that_went_missing_from_a_killed_build_is_built_again(tmp_path):
+    root = tmp_path / "killed"
+    with pytest.raises(RuntimeError, match="killed"):
+        build(root, make_last=refuse, processes=1)
+    (root / "train-000000.tar").unlink()
+    (root / "train-000001.tar").write_bytes(b"cut off")
+    build(root)
+    build(tmp_path / "whole")
+    assert contents(root) == contents(tmp_path / "whole")
+
+
+def test_processes_below_one_are_refused(tmp_path):
+    for processes in (0, -1):
+        with pytest.raises(UserError, match=rf"--processes {processes}: expected at least 1"):
+            build(tmp_path / "a", processes=processes)
+
+
+def linger(folder: Path) -> list[Sample]:
+    (folder / str(os.getpid())).touch()
+    time.sleep(600)
+    return []
+
+
+def build_and_linger(folder: Path) -> None:
+    jobs = [ShardJob(f"train-{i:06d}.tar", "train", partial(linger, folder)) for i in range(2)]
+    build_shards(folder / "out", jobs, kind="words", name="test", fields={}, plan={}, processes=2)
+
+
+def test_the_workers_of_a_killed_build_end_with_it(tmp_path):
+    builder = multiprocessing.get_context("spawn").Process(target=build_and_linger, args=(tmp_path,))
+    builder.start()
+
+    def workers() -> list[int]:
+        return [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]
+
+    wait_until(lambda: len(workers()) == 2)
+    builder.kill()
+    builder.join()
+    wait_until(lambda: not any(is_running(worker) for worker in workers()))
+
+
+def is_running(process: int) -> bool:
+    """Whether it is more than an entry that nobody has collected yet."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(happens: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_the_manifest_counts_what_the_shards_hold(tmp_path):

@@ -33,6 +33,27 @@ def corpus(tree):
     }
 
 
+def test_a_sound_or_a_time_that_changed_is_not_taken_for_the_one_that_was_built(tree, tmp_path):
+    corpus(tree)
+
+    def grid(end: float) -> None:
+        written = textgrid.Textgrid()
+        written.addTier(textgrid.IntervalTier("words", [(0, end, "hi")], 0, 100))
+        written.addTier(textgrid.IntervalTier("phones", [(0, end, "AY")], 0, 100))
+        written.save(str(tree.path("2/2_scott_0_64_64.TextGrid")), format="short_textgrid", includeBlankSpaces=True)
+
+    grid(0.25)
+    beat.build(tree.root, tmp_path / "out", speakers=["2", "4"])
+    grid(0.35)
+    with pytest.raises(UserError, match="or of a source that has changed since"):
+        beat.build(tree.root, tmp_path / "out", speakers=["2", "4"])
+    grid(0.25)
+    beat.build(tree.root, tmp_path / "out", speakers=["2", "4"])
+    tree.wav("4/4_scott_0_72_72.wav", 100.6)
+    with pytest.raises(UserError, match="or of a source that has changed since"):
+        beat.build(tree.root, tmp_path / "out", speakers=["2", "4"])
+
+
 def test_pieces_of_ten_seconds_at_30_fps_with_their_own_sound(tree, tmp_path, read_back):
     takes = corpus(tree)
     write(tree, "2", 66, 20, kind=1)  # a conversation, which is not used

@@ -1,7 +1,9 @@
 import math
+import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from datamodules.errors import UserError
 from datamodules.faces import FaceDataModule
@@ -69,3 +71,48 @@ def test_no_images_is_refused(tree, tmp_path):
     tree.text("readme.txt", "nothing here")
     with pytest.raises(UserError, match="no image of any split"):
         image_folder.build(tree.root, tmp_path / "out")
+
+
+def test_a_file_that_is_listed_twice_is_refused(tree, tmp_path):
+    tree.image("a.png")
+    tree.text("table.csv", "file,split", "a.png,train", "a.png,test")
+    with pytest.raises(UserError, match="sample 'a' comes twice, in split 'train' and in split 'test'"):
+        image_folder.build(tree.root, tmp_path / "out", table=tree.root / "table.csv")
+
+
+def test_a_table_may_begin_as_spreadsheets_write_it(tree, tmp_path):
+    tree.image("a.png")
+    tree.path("table.csv").write_text("file,split\na.png,test\n", encoding="utf-8-sig")
+    manifest = image_folder.build(tree.root, tmp_path / "out", table=tree.root / "table.csv")
+    assert manifest.split("test")[0].keys == ["a"]
+
+
+def test_a_changed_source_is_not_taken_for_the_one_that_was_built(tree, tmp_path, capsys):
+    tree.image("a.png")
+    out = tmp_path / "out"
+
+    def build(caption: str, folder: str = "release") -> None:
+        tree.text("../table.csv", "file,captions", f"a.png,{caption}")
+        image_folder.build(tmp_path / folder, out, table=tmp_path / "table.csv")
+
+    build("a smile")
+    with pytest.raises(UserError, match="or of a source that has changed since"):
+        build("a frown")
+    shutil.copytree(tree.root, tmp_path / "moved")
+    capsys.readouterr()
+    build("a smile", "moved")
+    assert "already built, left as it is" in capsys.readouterr().out
+    tree.image("a.png", (9, 9))
+    with pytest.raises(UserError, match="or of a source that has changed since"):
+        image_folder.build(tree.root, out, table=tmp_path / "table.csv", size=8)
+
+
+def test_photos_are_turned_as_their_camera_says(tree, tmp_path, read_back):
+    pixels = tree.image("a.png", (12, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned to the left
+    Image.fromarray(pixels).save(tree.path("a.png"), exif=exif)
+    image_folder.build(tree.root, tmp_path / "out", crop="center")
+    image = read_back(FaceDataModule(str(tmp_path / "out"), batch_size=1), "train")["a"].image[0]
+    upright = np.rot90(pixels, -1)[2:10]
+    np.testing.assert_allclose((image.permute(1, 2, 0) + 1) * 127.5, upright, atol=1e-3)

@@ -5,7 +5,7 @@ import pytest
 from praatio import textgrid
 
 from datamodules.errors import UserError
-from datamodules.sources import mesh_folder
+from datamodules.sources import clips, mesh_folder
 from datamodules.speech import SpeechDataModule
 
 V = 4
@@ -107,6 +107,62 @@ def test_mistakes_are_named(tree, tmp_path):
     tree.npy("vertices_npy/carl_1.npy", np.full((30, V, 3), np.nan))
     with pytest.raises(UserError, match="clip 'carl_1': no frames, or values that are not finite"):
         mesh_folder.build(tree.root, tmp_path / "out", fps=25, unit="metre")
+
+
+@pytest.mark.parametrize("fps", [0, -25, float("nan"), float("inf")])
+def test_a_frame_rate_that_is_none_is_refused(tree, tmp_path, fps):
+    folder(tree)
+    with pytest.raises(UserError, match=r"--fps \S+: expected a number of frames per second above 0"):
+        mesh_folder.build(tree.root, tmp_path / "out", fps=fps, unit="metre")
+
+
+def test_a_clip_that_is_listed_twice_is_refused(tree, tmp_path):
+    folder(tree)
+    rows = table(tree, "name,split", "carl_1,train", "carl_2,train", "carl_1,val")
+    with pytest.raises(UserError, match="sample 'carl_1' comes twice, in split 'train' and in split 'val'"):
+        mesh_folder.build(tree.root, tmp_path / "out", fps=25, unit="metre", table=rows)
+
+
+@pytest.mark.parametrize("change", ["transcript", "template", "alignment", "vertices"])
+def test_a_changed_source_is_not_taken_for_the_one_that_was_built(tree, tmp_path, capsys, change):
+    folder(tree)
+    grid(tree, "carl_1", words=[(0, 0.2, "hi")], phones=[(0, 0.2, "AY1")])
+    settings = {"fps": 25, "unit": "metre", "alignments": tree.root / "aligned"}
+    rows = ("name,transcript", "carl_1,Hi!")
+    mesh_folder.build(tree.root, tmp_path / "out", table=table(tree, *rows), **settings)
+    mesh_folder.build(tree.root, tmp_path / "out", table=table(tree, *rows), **settings)
+    assert "already built, left as it is" in capsys.readouterr().out
+    if change == "transcript":
+        rows = ("name,transcript", "carl_1,Ho!")
+    elif change == "template":
+        tree.path("templates.pkl").write_bytes(pickle.dumps({"carl": np.full((V, 3), 2.0)}))
+    elif change == "alignment":
+        grid(tree, "carl_1", words=[(0, 0.3, "hi")], phones=[(0, 0.2, "AY1")])
+    else:
+        tree.npy("vertices_npy/carl_1.npy", np.ones((31, V, 3), np.float32))
+    with pytest.raises(UserError, match="or of a source that has changed since"):
+        mesh_folder.build(tree.root, tmp_path / "out", table=table(tree, *rows), **settings)
+
+
+def test_a_killed_build_of_a_source_that_changed_since_starts_over(tree, tmp_path, monkeypatch):
+    folder(tree)
+    monkeypatch.setattr(clips, "SHARD_BYTES", 1)  # a shard for each clip
+    rows = ("name,transcript", "carl_1,Hi!", "carl_2,Hi!")
+    real = clips.read_audio
+
+    def fail(path):
+        if path.stem == "carl_2":
+            raise RuntimeError("killed")
+        return real(path)
+
+    monkeypatch.setattr(clips, "read_audio", fail)
+    with pytest.raises(RuntimeError, match="killed"):
+        mesh_folder.build(tree.root, tmp_path / "out", fps=25, unit="metre", table=table(tree, *rows))
+    monkeypatch.setattr(clips, "read_audio", real)
+    rows = ("name,transcript", "carl_1,Ho!", "carl_2,Ho!")
+    mesh_folder.build(tree.root, tmp_path / "out", fps=25, unit="metre", table=table(tree, *rows))
+    batches = SpeechDataModule(str(tmp_path / "out"), batch_size=1).loader("train")
+    assert [batch.transcript for batch in batches] == [["Ho!"], ["Ho!"]]
 
 
 def table(tree, *lines):

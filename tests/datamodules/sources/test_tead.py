@@ -70,3 +70,18 @@ def test_wrong_lines_are_named(tree, tmp_path, wrong, message):
     tree.text("tead.jsonl", line(0), wrong)
     with pytest.raises(UserError, match=message):
         tead.build(tree.root / "tead.jsonl", tmp_path / "out")
+
+
+def test_a_changed_line_is_not_taken_for_the_one_that_was_built(tree, tmp_path):
+    tree.text("tead.jsonl", *(line(i) for i in range(10)))
+    tead.build(tree.root, tmp_path / "out")
+    tree.text("tead.jsonl", *(line(i, aus={"AU12": 0.6}) for i in range(10)))
+    with pytest.raises(UserError, match="or of a source that has changed since"):
+        tead.build(tree.root, tmp_path / "out")
+
+
+def test_files_whose_lines_get_the_same_keys_are_refused(tree, tmp_path):
+    for name in ("a.b.jsonl", "a-b.jsonl"):
+        tree.text(name, *(line(i, split="test") for i in range(2)))
+    with pytest.raises(UserError, match="sample 'a-b-000001' comes twice"):
+        tead.build(tree.root, tmp_path / "out")

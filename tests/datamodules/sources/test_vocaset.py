@@ -96,6 +96,22 @@ def test_the_release_gives_the_same_frames_at_30_and_60_fps(tree, tmp_path, read
                 np.testing.assert_allclose(batch.audio[0], np.clip(sound, -1, 1), atol=2 / 32768)
 
 
+@pytest.mark.parametrize("fps", [0, -30, 20, 25])
+def test_other_frame_rates_are_refused(tree, tmp_path, fps):
+    faceformer_layout(tree)
+    with pytest.raises(UserError, match=rf"--fps {fps}: expected 30 or 60"):
+        vocaset.build(tree.root, tmp_path / "out", fps=fps)
+
+
+def test_another_sound_of_the_release_is_not_taken_for_the_one_that_was_built(tree, tmp_path):
+    release(tree)
+    vocaset.build(tree.root, tmp_path / "out")
+    path = tree.root / "raw_audio_fixed.pkl"
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(UserError, match="or of a source that has changed since"):
+        vocaset.build(tree.root, tmp_path / "out")
+
+
 def test_what_the_release_lacks_is_reported_not_refused(tree, tmp_path, capsys):
     faceformer_layout(tree)
     manifest = vocaset.build(tree.root, tmp_path / "out")
