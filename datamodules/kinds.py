@@ -24,7 +24,10 @@ def open_data(root: str | Path, batch_size: int | None = 1, **settings: Any) -> 
     """
     kind = Manifest.read(root).kind
     if kind not in MODULES:
-        raise UserError(f"{root}: manifest field 'kind' is '{kind}', expected one of {', '.join(MODULES)}")
+        raise UserError(
+            f"{root}: manifest field 'kind' is '{kind}', which nothing here reads yet, expected one of "
+            f"{', '.join(MODULES)}; its shards are plain WebDataset"
+        )
     return MODULES[kind](root=str(root), batch_size=batch_size, **settings)
 
 

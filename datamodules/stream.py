@@ -41,6 +41,8 @@ SHUFFLE_WINDOW = 16
 POOL = 32
 # With a budget of frames, the clips of one batch differ in length by at most this factor.
 BUCKET = 1.1
+# A mix under a budget of frames has as many batches an epoch as the largest of its first epochs fills.
+COUNTED_EPOCHS = 4
 # Shards whose files a process keeps open.
 OPEN_SHARDS = 4 * SHUFFLE_WINDOW
 # A larger sample is refused before it is read.
@@ -167,8 +169,9 @@ class ShardDataset(Dataset):
 
     A bad sample is an error, or it is skipped. In training its place is taken by the next good sample of the batch,
     which keeps the batch's size and its frames within bounds; in evaluation the same, marked as not real. Where the
-    whole batch is bad, it is the next good sample of the split. So every rank keeps its number of batches, and the
-    same data give the same batches.
+    whole batch is bad, it is the next good sample of the split that is no longer than the batch's longest; where there
+    is none, the shortest good one, alone. So every rank keeps its number of batches, and the same data give the same
+    batches.
 
     Args:
         manifests: one data set or several of one kind, whose samples are numbered on.
@@ -199,6 +202,7 @@ class ShardDataset(Dataset):
             for column in columns
         }
         self.starts = list(accumulate((len(shard.keys) for shard in self.shards), initial=0))
+        self.lengths = [length for shard in self.shards for length in shard.lengths]
         self.opened: dict[int, None] = {}  # shards with open files, the last used last
         self.process = os.getpid()
         self.decode = decode
@@ -214,10 +218,13 @@ class ShardDataset(Dataset):
         try:
             wanted = [number if number >= 0 else ~number for number in numbers]
             found = [self._try(number, bad) for number in wanted]
-            samples = [
-                self._replacement(found[i + 1 :] + found[:i], wanted[i], bad) if sample is None else sample
-                for i, sample in enumerate(found)
-            ]
+            good = [i for i, sample in enumerate(found) if sample is not None]
+            if good:  # in the place of a bad one the next good one, the first again after the last
+                places = [bisect.bisect_left(good, i) % len(good) for i in range(len(found))]
+                samples = [found[good[place]] for place in places]
+            else:
+                samples = self._stand_ins(wanted, bad)
+            numbers, found = numbers[: len(samples)], found[: len(samples)]
             batch = self.collate(samples)
         except UserError as error:  # as a value: an exception would arrive with the worker's traceback as its message
             return Delivery(None, [], str(error))
@@ -225,11 +232,14 @@ class ShardDataset(Dataset):
         batch.real = torch.tensor([number >= 0 and (self.training or s is not None) for number, s in pairs])
         return Delivery(batch, bad)
 
-    def _replacement(self, others: list[Any], number: int, bad: list[Bad]) -> Any:
-        following = (self._try((number + i) % len(self), bad) for i in range(1, len(self)))
-        for sample in chain(others, following):
-            if sample is not None:
-                return sample
+    def _stand_ins(self, wanted: list[int], bad: list[Bad]) -> list[Any]:
+        """For a batch that is bad as a whole: as many samples, none longer than its longest; or else one."""
+        longest = max(self.lengths[number] for number in wanted)
+        following = [(wanted[0] + i) % len(self) for i in range(len(self))]
+        # Those that are short enough stay in order, the others follow by length.
+        for number in sorted(following, key=lambda number: max(longest, self.lengths[number])):
+            if number not in wanted and (sample := self._try(number, bad)) is not None:
+                return [sample] * (len(wanted) if self.lengths[number] <= longest else 1)
         raise UserError(f"{self.readers[0].manifest.place}: no sample of the split can be used; {bad[-1].message}")
 
     def _try(self, number: int, bad: list[Bad]) -> Any:
@@ -339,10 +349,13 @@ class BatchPlan(Sampler[list[int]]):
         if not self.shuffle:
             return list(self._in_order())
         rng = random.Random(f"{self.seed}-{self.epoch}")
+        samples = self._samples(self.epoch, rng)
         if self.frames_per_batch is None:
-            samples = islice(self._samples(rng), self.total * self.batch_size)  # type: ignore[operator]
             return list(self._pools(samples, rng))
-        return list(islice(self._buckets(self._samples(rng), rng), self.total))
+        batches = self._to_count(list(self._buckets(samples, rng)), rng)
+        # Rare lengths come last, and what ranks cannot share is left out at the end: that must not always be the same.
+        start = rng.randrange(len(batches))
+        return batches[start:] + batches[:start]
 
     @cached_property
     def total(self) -> int:
@@ -352,14 +365,10 @@ class BatchPlan(Sampler[list[int]]):
         if self.frames_per_batch is None:
             full, rest = divmod(len(self.lengths), self.batch_size)  # type: ignore[operator]
             return full + (rest > 0) if len(self.mix) == 1 else max(1, full)
-        if len(self.mix) == 1:
-            return sum(1 for _ in self._buckets(range(len(self.lengths)), random.Random(0)))
-        # Of a mix as many batches as its samples fill on average.
-        filled = 0.0
-        for share, (start, end) in zip(self._shares, self._ranges, strict=True):
-            parts = [1 / self._bucket_size(self._bucket(length)) for length in self.lengths[start:end]]
-            filled += share * sum(parts) / len(parts)
-        return max(1, round(filled))
+        # How many the samples of a mix fill differs a little from epoch to epoch.
+        epochs = range(1 if len(self.mix) == 1 else COUNTED_EPOCHS)
+        rng = random.Random(0)
+        return max(sum(1 for _ in self._buckets(self._samples(epoch, rng), rng)) for epoch in epochs)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run stands: epoch, batches given over all ranks, batches left on each, and of which list."""
@@ -432,17 +441,16 @@ class BatchPlan(Sampler[list[int]]):
         edges = [round(samples * part / whole) for part in accumulate((weight for _, weight in self.mix), initial=0.0)]
         return [end - start for start, end in pairwise(edges)]
 
-    def _samples(self, rng: random.Random) -> Iterator[int]:
+    def _samples(self, epoch: int, rng: random.Random) -> Iterator[int]:
+        """The samples of an epoch: of each data set its share, from where the epoch before left it."""
         if len(self.mix) == 1:
-            yield from self._pass(0, self.epoch)
+            yield from self._pass(0, epoch)
             return
-        # Endless, because the number of batches is fixed and not that of samples.
-        streams = [self._endless(source, self.epoch * share) for source, share in enumerate(self._shares)]
-        while True:
-            turns = [source for source, share in enumerate(self._shares) for _ in range(share)]
-            rng.shuffle(turns)
-            for source in turns:
-                yield next(streams[source])
+        streams = [self._endless(source, epoch * share) for source, share in enumerate(self._shares)]
+        turns = [source for source, share in enumerate(self._shares) for _ in range(share)]
+        rng.shuffle(turns)
+        for source in turns:
+            yield next(streams[source])
 
     def _endless(self, source: int, skip: int) -> Iterator[int]:
         start, end = self._ranges[source]
@@ -493,6 +501,20 @@ class BatchPlan(Sampler[list[int]]):
             batches.append(rest)
         rng.shuffle(batches)
         yield from batches
+
+    def _to_count(self, batches: list[list[int]], rng: random.Random) -> list[list[int]]:
+        """As many batches as every epoch has. Only those of a mix may be more or fewer.
+
+        Any batch may be left out, so that no sample is left out epoch after epoch; halves keep to the budget.
+        """
+        while len(batches) > self.total:
+            batches.pop(rng.randrange(len(batches)))
+        while len(batches) < self.total:
+            largest = max(batches, key=len)
+            half = len(largest) // 2
+            batches.append(largest[half:])
+            del largest[half:]
+        return batches
 
     def _bucket(self, length: int) -> int:
         return math.ceil(math.log(length, BUCKET) - 1e-9)

@@ -1,8 +1,10 @@
 import fcntl
 import multiprocessing
+import random
 import signal
 import time
 import warnings
+from collections import Counter
 from itertools import chain, pairwise
 from types import SimpleNamespace
 
@@ -11,11 +13,11 @@ import torch
 import webdataset as wds
 
 from datamodules import stream
-from datamodules.errors import UserError
+from datamodules.errors import BadSample, UserError
 from datamodules.faces import FaceDataModule
-from datamodules.shards import Manifest, Shard
+from datamodules.shards import Manifest, Sample, Shard, write_shard
 from datamodules.speech import SpeechDataModule
-from datamodules.stream import BatchPlan
+from datamodules.stream import BatchPlan, ShardDataset
 
 
 def shards(*sizes: int) -> list[Shard]:
@@ -78,6 +80,66 @@ def test_a_budget_of_frames_is_kept(world):
     evaluation = BatchPlan(parts, shuffle=False, frames_per_batch=250)
     assert [n for batch in evaluation for n in batch] == list(range(700))
     assert all(len(batch) * max(lengths[n] for n in batch) <= 250 or len(batch) == 1 for batch in evaluation)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 1.0), (1.0, 5.0)])
+def test_a_mix_within_a_budget_of_frames_trains_on_rare_lengths_too(weights):
+    """Some clips are so rare that an epoch does not fill a batch with them."""
+    drawn = random.Random(0)
+    lengths = [20 + i % 3 if i % 10 == 0 else drawn.randint(100, 200) for i in range(600)]
+    cuts = range(0, 601, 100)
+    parts = [Shard(f"{a}.tar", "train", 0, "", [str(i) for i in range(a, b)], lengths[a:b]) for a, b in pairwise(cuts)]
+    mix, epochs = [(2, weights[0]), (4, weights[1])], 40
+
+    def plan(rank=0, world=1):
+        return BatchPlan(parts, shuffle=True, seed=1, frames_per_batch=1600, mix=mix, rank=rank, world=world)
+
+    alone, ranks, counts = plan(), [plan(rank, 9) for rank in range(9)], Counter()
+    shared: Counter[int] = Counter()
+    for epoch in range(epochs):
+        for each in (alone, *ranks):
+            each.set_epoch(epoch)
+        batches = list(alone)
+        assert len(batches) == len(alone) == plan().total
+        assert {len(list(each)) for each in ranks} == {len(alone) // 9} == {len(ranks[0])}
+        shared.update(n for each in ranks for batch in each for n in batch)
+        assert max(len(batch) * max(lengths[n] for n in batch) for batch in batches) <= 1600
+        given = [n for batch in batches for n in batch]
+        assert 570 <= len(given) <= 600, "at most a few batches are left out"
+        counts.update(given)
+    for source, numbers in enumerate((range(200), range(200, 600))):
+        expected = epochs * 600 * weights[source] / sum(weights) / len(numbers)
+        for rare in (True, False):
+            found = [counts[n] for n in numbers if (lengths[n] < 50) == rare]
+            assert sum(found) / len(found) == pytest.approx(expected, rel=0.05)
+            by_all = [shared[n] for n in numbers if (lengths[n] < 50) == rare]
+            assert sum(by_all) / len(by_all) > 0.7 * expected, "what ranks cannot share is not always the same"
+    resumed = plan()
+    alone.done = 7
+    resumed.load_state_dict(alone.state_dict())
+    assert list(resumed) == batches[7:]
+
+
+def test_a_batch_that_is_bad_as_a_whole_stays_within_its_budget(tmp_path):
+    def dataset(lengths: list[int], bad: set[int]) -> ShardDataset:
+        samples = [Sample(str(i), length, {"txt": b"x"}) for i, length in enumerate(lengths)]
+        shard = write_shard(tmp_path / "train-000000.tar", "train", samples)
+
+        def decode(key, _):
+            if int(key) in bad:
+                raise BadSample("bad")
+            return int(key)
+
+        manifest = Manifest(tmp_path, "words", "test", {}, [shard])
+        return ShardDataset(manifest, "train", decode, lambda s: SimpleNamespace(numbers=s), (), "skip", training=True)
+
+    short = dataset([200, 10, 10, 200, 9, 10], {1, 2})[[1, 2]]
+    assert short.batch.numbers == [4, 4], "the next that is as short"
+    assert short.batch.real.tolist() == [True, True]
+    alone = dataset([200, 10, 10, 200, 150, 30], {1, 2, 5})[[1, 2]]
+    assert alone.batch.numbers == [4], "no other is as short: the shortest, which may be a batch of its own"
+    assert alone.batch.real.tolist() == [True]
+    assert {sample.number for sample in alone.bad} == {1, 2, 5}
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])

@@ -24,6 +24,17 @@ def test_check_exits_with_2_and_a_line_for_each_problem(faces_root, tmp_path, ca
     assert captured.err.count("\n") == 1
 
 
+def test_a_kind_that_nothing_reads_is_said_to_be_one(faces_root, tmp_path, capsys):
+    root = shutil.copytree(faces_root, tmp_path / "meshes")
+    manifest = (root / "manifest.json").read_text()
+    (root / "manifest.json").write_text(manifest.replace('"kind": "faces"', '"kind": "expression-meshes"'))
+    for tool in ("check", "show"):
+        assert main(["data", tool, str(root)]) == 2
+        message = capsys.readouterr().err
+        assert "'kind' is 'expression-meshes', which nothing here reads yet" in message
+        assert message.count("\n") == 1
+
+
 def test_show_prints_and_draws(talking_root, tmp_path, capsys):
     for name in ("sheet.png", "sheet.html"):
         out = tmp_path / name
